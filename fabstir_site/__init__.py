@@ -1,0 +1,1 @@
+"""The site: settings, the ASGI and Celery applications, health, and the process tree."""

@@ -7,7 +7,7 @@ splits a character. Does not know sessions, jobs, billing or the database.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -102,6 +102,13 @@ class ContextLengthExceeded(EngineError):
         self.context_length = context_length
 
 
+class RequestRefused(EngineError):
+    """The request itself cannot be served: the model's chat template refuses the conversation, an
+
+    option is out of range or the request id is in use. Raised before the first chunk; do not retry.
+    """
+
+
 class GenerationFailed(EngineError):
     """The engine failed inside a generation. Chunks delivered before remain valid and billable."""
 
@@ -109,7 +116,7 @@ class GenerationFailed(EngineError):
 class Engine(Protocol):
     """Anything that turns a request into token chunks."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Stream the completion of ``request``.
 
         Closing the iterator early abandons the generation; the engine stops within one token and

@@ -1,0 +1,193 @@
+"""Health and identity of the running node.
+
+``/livez`` says that the process answers and touches nothing else; ``/readyz`` asks everything a
+prompt needs; ``/health`` and ``/status`` keep the shapes that existing clients read; ``/v1/version``
+names the build, the chain and the contracts, so that nobody has to guess which one runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, JsonResponse
+
+from fabstir_site.serving import SERVING
+from fabstir_site.version import VERSION, git_revision
+from jobs.inference.engine import EngineError
+from jobs.models import Session, SessionState
+from settlement.chain.client import ChainUnavailable, NodeRefused
+from settlement.chain.contracts import abi_hash
+from settlement.chain.deployment import addresses
+from settlement.chain.marketplaces import UnsupportedGeneration
+from settlement.chain.signer import KeyUnusable
+from settlement.host_chain import NoDeployment, chain_client, configured_deployment, host_chain
+
+_STARTED = time.monotonic()
+_FEATURES = ["inference", "streaming", "session-init", "checkpoints"]
+
+
+async def livez(request: HttpRequest) -> JsonResponse:
+    """200 while the process answers."""
+    return JsonResponse({"status": "ok"})
+
+
+async def readyz(request: HttpRequest) -> JsonResponse:
+    """200 if a paid prompt can be served now, else 503 with the reasons."""
+    issues = await _issues()
+    return JsonResponse(
+        {"status": "unready" if issues else "ok", "issues": issues}, status=503 if issues else 200
+    )
+
+
+async def health(request: HttpRequest) -> JsonResponse:
+    """Always 200: healthy, degraded (one issue) or unhealthy, as existing clients expect."""
+    issues = await _issues()
+    status = ("healthy", "degraded")[len(issues)] if len(issues) < 2 else "unhealthy"
+    body: dict[str, Any] = {
+        "status": status,
+        "healthy": not issues,
+        "chain_id": settings.ENVIRONMENT.chain_id,
+    }
+    if issues:
+        body["issues"] = issues
+    return JsonResponse(body)
+
+
+async def status(request: HttpRequest) -> JsonResponse:
+    """What a host's own tools show of a node."""
+    issues = await _issues()
+    counts = await database_sync_to_async(_session_counts)()
+    host, tracking_only = await asyncio.to_thread(_host)
+    models = await _loaded_models()
+    return JsonResponse(
+        {
+            "status": "maintenance" if issues else "active",
+            "node_id": host or "",
+            "uptime_seconds": int(time.monotonic() - _STARTED),
+            "active_sessions": counts["open"],
+            "total_jobs_completed": counts["completed"],
+            "tokens_tracked": str(counts["tracked"]),
+            "tokens_claimed": str(counts["claimed"]),
+            "claiming": not tracking_only,
+            "note": "No host key: tokens are tracked and never claimed." if tracking_only else "",
+            "capabilities": {
+                "inference": True,
+                "encryption": False,
+                "rag": False,
+                "proof_generation": "simple",
+            },
+            "models_loaded": models,
+            "chain_id": settings.ENVIRONMENT.chain_id,
+            "version": VERSION,
+            "health_issues": issues,
+        }
+    )
+
+
+async def version(request: HttpRequest) -> JsonResponse:
+    """Build, chain, contracts and the hash of their interface."""
+    contracts, generation = await asyncio.to_thread(_contracts)
+    revision = await asyncio.to_thread(git_revision)
+    return JsonResponse(
+        {
+            "version": VERSION,
+            "build": f"v{VERSION}-{revision[:12]}",
+            "git_revision": revision,
+            "chain_id": settings.ENVIRONMENT.chain_id,
+            "chains": [settings.ENVIRONMENT.chain_id],
+            "contracts": contracts,
+            "contract_generation": generation,
+            "abi_sha256": abi_hash(),
+            "features": _FEATURES,
+            "breaking_changes": [],
+            "endpoints": [
+                "/v1/inference",
+                "/v1/ws",
+                "/v1/models",
+                "/v1/version",
+                "/health",
+                "/status",
+                "/livez",
+                "/readyz",
+                "/admin/",
+            ],
+        }
+    )
+
+
+async def _issues() -> list[str]:
+    checks: tuple[Callable[[], Awaitable[str]], ...] = (
+        database_sync_to_async(_database_issue),
+        _engine_issue,
+        lambda: asyncio.to_thread(_chain_issue),
+    )
+    return [issue for issue in await asyncio.gather(*(check() for check in checks)) if issue]
+
+
+def _database_issue() -> str:
+    try:
+        executor = MigrationExecutor(connection)
+        pending = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError as error:
+        return f"The database does not answer: {error}"
+    return f"{len(pending)} migrations are not applied. Run manage.py migrate." if pending else ""
+
+
+async def _engine_issue() -> str:
+    try:
+        models = await SERVING.engine.models()
+    except EngineError as error:
+        return f"The engine does not answer: {error}"
+    return "" if models else "The engine has no model loaded."
+
+
+def _chain_issue() -> str:
+    try:
+        reported = chain_client().reported_chain_id()
+    except (ChainUnavailable, NodeRefused) as error:
+        return f"The chain does not answer: {error}"
+    if reported != settings.ENVIRONMENT.chain_id:
+        return f"RPC_URL is a node of chain {reported}, not of CHAIN_ID {settings.ENVIRONMENT.chain_id}."
+    return ""
+
+
+async def _loaded_models() -> list[str]:
+    try:
+        return [model.model for model in await SERVING.engine.models()]
+    except EngineError:
+        # Named in health_issues already.
+        return []
+
+
+def _session_counts() -> dict[str, int]:
+    sessions = Session.objects.with_job()
+    totals = sessions.values_list("tokens_tracked", "tokens_claimed")
+    return {
+        "open": Session.objects.open().with_job().count(),
+        "completed": sessions.filter(state=SessionState.COMPLETED).count(),
+        "tracked": sum(tracked for tracked, _ in totals),
+        "claimed": sum(claimed for _, claimed in totals),
+    }
+
+
+def _host() -> tuple[str | None, bool]:
+    try:
+        host = host_chain().host
+    except (NoDeployment, UnsupportedGeneration, KeyUnusable):
+        return None, True
+    return host, host is None
+
+
+def _contracts() -> tuple[dict[str, str], str]:
+    try:
+        deployment = configured_deployment()
+    except NoDeployment:
+        return {}, ""
+    return {name: str(address) for name, address in addresses(deployment).items()}, deployment.generation

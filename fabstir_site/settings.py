@@ -1,0 +1,144 @@
+"""Django settings, derived from the typed environment and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import environ
+
+from fabstir_site import environment, logs
+
+ENVIRONMENT = environment.load()
+BASE_DIR = environment.CHECKOUT
+
+SECRET_KEY = ENVIRONMENT.secret_key
+DEBUG = ENVIRONMENT.debug
+ALLOWED_HOSTS = list(ENVIRONMENT.allowed_hosts)
+ROOT_URLCONF = "fabstir_site.urls"
+ASGI_APPLICATION = "fabstir_site.asgi.application"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+APPEND_SLASH = False
+
+INSTALLED_APPS = [
+    "daphne",
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "channels",
+    "fabstir_site",
+    "nodes",
+    "jobs",
+    "settlement",
+]
+
+MIDDLEWARE = [
+    "fabstir_site.errors.ErrorEnvelopeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+
+def _databases() -> dict[str, dict[str, Any]]:
+    if ENVIRONMENT.database_url is None:
+        url = f"sqlite:///{ENVIRONMENT.data_dir / 'fabstir.sqlite3'}"
+    else:
+        url = ENVIRONMENT.database_url
+    database: dict[str, Any] = dict(environ.Env.db_url_config(url))
+    database["ATOMIC_REQUESTS"] = False
+    if database["ENGINE"] == "django.db.backends.sqlite3":
+        # IMMEDIATE: a deferred transaction that upgrades to a write fails at once under contention.
+        # FULL: an intent that is committed must survive a power cut before the network sees it.
+        database["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864;",
+        }
+        database["TEST"] = {"NAME": str(ENVIRONMENT.data_dir / "test.sqlite3")}
+    else:
+        database["CONN_HEALTH_CHECKS"] = True
+        database["OPTIONS"] = {
+            # A forgotten transaction must not hold the locks of the money tables.
+            "options": "-c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s",
+        }
+    return {"default": database}
+
+
+DATABASES = _databases()
+
+# Nothing answers on port 0: a command that needs the broker of a node that is not running says so.
+REDIS_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:0/0"
+
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 600,
+    "socket_connect_timeout": 2,
+    "socket_timeout": 5,
+}
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+
+STATIC_URL = "/static/"
+STATIC_ROOT = ENVIRONMENT.data_dir / "static"
+WHITENOISE_USE_FINDERS = True
+
+# 1 MiB is far beyond any context window in use; larger bodies are refused before they are read.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+
+LOGIN_URL = "admin:login"
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SESSION_COOKIE_SAMESITE = "Lax"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+]
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAdminUser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+}
+
+LOGGING = logs.configuration(ENVIRONMENT.log_format)
+
+UNFOLD = {
+    "SITE_TITLE": "Fabstir Host",
+    "SITE_HEADER": "Fabstir Host",
+    "SITE_SYMBOL": "bolt",
+    "SHOW_HISTORY": False,
+}

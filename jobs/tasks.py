@@ -1,0 +1,38 @@
+"""Periodic work on sessions and requests."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery import shared_task
+from django.conf import settings
+from django.utils import timezone
+
+from jobs import sessions
+from jobs.models import InferenceRequest, RequestState
+
+# No generation runs longer; one that claims to was cut off with its process.
+_LONGEST_REQUEST = timedelta(hours=1)
+
+
+@shared_task
+def close_due_sessions() -> None:
+    """Close sessions whose client is gone or whose job is about to run out."""
+    environment = settings.ENVIRONMENT
+    sessions.close_due_sessions(
+        now=timezone.now(),
+        grace=timedelta(seconds=environment.disconnect_grace_seconds),
+        idle=timedelta(seconds=environment.idle_close_seconds),
+    )
+
+
+@shared_task
+def fail_abandoned_requests() -> None:
+    """Mark requests whose process died. Their counted tokens stay counted."""
+    now = timezone.now()
+    InferenceRequest.objects.filter(state=RequestState.RUNNING, created_at__lt=now - _LONGEST_REQUEST).update(
+        state=RequestState.FAILED,
+        finish_reason="error",
+        error="the process that served it ended",
+        finished_at=now,
+    )

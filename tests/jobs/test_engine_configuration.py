@@ -1,0 +1,124 @@
+"""What the engine process refuses to start with, and how it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.inference.configuration import ConfigurationError, read_configuration
+from jobs.inference.ctranslate2_engine import choose_placement
+from jobs.inference.generator import ModelLoadError
+from jobs.inference.server import SocketInUse, bind_socket
+from nodes.model_manifest import MANIFEST_FILE, WEIGHTS_FILE
+from tests.plugins.model import EngineProcess
+
+SCRIPTED = {"id": "scripted", "scripted": {}}
+
+
+def written(path: Path, document: Any) -> Path:
+    target = path / "engine.json"
+    target.write_text(json.dumps(document), encoding="utf-8")
+    return target
+
+
+def test_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, {"socket": "/tmp/x.sock", "models": [{"id": "m", "path": "/models/m"}]})
+    configuration = read_configuration(path)
+    assert (configuration.device, configuration.compute_type, configuration.queue_size) == ("auto", None, 64)
+    assert configuration.models[0].path == Path("/models/m")
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"models": [SCRIPTED]}, "socket"),
+        ({"socket": "/tmp/x", "models": []}, "at least one model"),
+        ({"socket": "/tmp/x", "models": [SCRIPTED, SCRIPTED]}, "each id once"),
+        ({"socket": "/tmp/x", "models": [{"id": "m"}]}, "path"),
+        ({"socket": "/tmp/x", "models": [SCRIPTED], "quue_size": 1}, "quue_size"),
+        ({"socket": "/tmp/x", "models": [{"id": "m", "scripted": {"tokns": 1}}]}, "tokns"),
+        ([], "unknown|list"),
+    ],
+)
+def test_an_unusable_configuration_is_named(tmp_path: Path, document: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        read_configuration(written(tmp_path, document))
+
+
+def test_a_bad_configuration_has_its_own_exit_status(engine_process: EngineProcess) -> None:
+    engine_process.spawn()
+    assert engine_process.wait() == 2
+    assert "at least one model" in engine_process.output
+
+
+def test_a_socket_path_that_is_too_long_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SocketInUse, match="107"):
+        bind_socket(tmp_path / ("x" * 120))
+
+
+def test_a_missing_gpu_is_named() -> None:
+    if choose_placement().device == "cuda":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelLoadError, match="no usable CUDA device"):
+        choose_placement(device="cuda")
+
+
+def test_cpu_has_one_single_threaded_replica_per_core() -> None:
+    placement = choose_placement(device="cpu")
+    assert placement.replicas >= 1
+    assert (placement.threads, placement.compute_type) == (1, "int8")
+
+
+def refused(engine: EngineProcess, model: Path) -> str:
+    engine.spawn({"id": "damaged", "path": str(model)})
+    assert engine.wait() == 3, engine.output
+    assert "Traceback" not in engine.output
+    assert not engine.socket.exists()
+    return engine.output
+
+
+def test_one_overwritten_byte_is_refused(engine_process: EngineProcess, model_copy: Path) -> None:
+    with (model_copy / WEIGHTS_FILE).open("r+b") as weights:
+        weights.seek(60_000_000)
+        byte = weights.read(1)
+        weights.seek(60_000_000)
+        weights.write(bytes((byte[0] ^ 1,)))
+    output = refused(engine_process, model_copy)
+    assert "model.bin has other content than recorded" in output
+    assert "Remove it and add it again" in output
+
+
+def test_truncated_weights_are_refused(engine_process: EngineProcess, model_copy: Path) -> None:
+    with (model_copy / WEIGHTS_FILE).open("r+b") as weights:
+        weights.truncate(1_000_000)
+    assert "model.bin has 1000000 bytes instead of" in refused(engine_process, model_copy)
+
+
+def test_a_missing_file_is_refused(engine_process: EngineProcess, model_copy: Path) -> None:
+    (model_copy / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in refused(engine_process, model_copy)
+
+
+def test_an_unlisted_file_is_refused(engine_process: EngineProcess, model_copy: Path) -> None:
+    (model_copy / "extra.bin").write_bytes(b"x")
+    assert "extra.bin is not listed" in refused(engine_process, model_copy)
+
+
+def test_an_unreadable_manifest_is_refused(engine_process: EngineProcess, model_copy: Path) -> None:
+    (model_copy / MANIFEST_FILE).write_text("{")
+    assert "is unreadable" in refused(engine_process, model_copy)
+
+
+def test_a_directory_without_a_model_is_refused(engine_process: EngineProcess, tmp_path: Path) -> None:
+    assert "holds no model" in refused(engine_process, tmp_path)
+
+
+def test_an_unknown_compute_type_is_refused(
+    engine_process: EngineProcess, default_model_entry: dict[str, Any]
+) -> None:
+    engine_process.spawn(default_model_entry, compute_type="int3")
+    assert engine_process.wait() == 3
+    assert "int3" in engine_process.output
