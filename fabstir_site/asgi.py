@@ -1,7 +1,4 @@
-"""The ASGI application: HTTP by Django, WebSocket by Channels.
-
-Each WebSocket has a database thread of its own, so that one slow query does not stop the others.
-"""
+"""The ASGI application: HTTP by Django, WebSocket by Channels, static files of the admin."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext
 from channels.routing import ProtocolTypeRouter, URLRouter
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fabstir_site.settings")
@@ -24,18 +21,6 @@ Scope = dict[str, Any]
 Application = Callable[
     [Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
 ]
-
-
-def one_database_thread_each(inner: Application) -> Application:
-    """Give every connection its own thread for ``database_sync_to_async``."""
-
-    async def application(
-        scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
-        async with ThreadSensitiveContext():
-            await inner(scope, receive, send)
-
-    return application
 
 
 def single_slashes(inner: Application) -> Application:
@@ -57,8 +42,8 @@ def single_slashes(inner: Application) -> Application:
 application = single_slashes(
     ProtocolTypeRouter(
         {
-            "http": http_application,
-            "websocket": one_database_thread_each(URLRouter(websocket_urlpatterns(SERVING))),
+            "http": ASGIStaticFilesHandler(http_application),
+            "websocket": URLRouter(websocket_urlpatterns(SERVING)),
         }
     )
 )

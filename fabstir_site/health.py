@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from channels.db import database_sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
@@ -22,6 +21,7 @@ from fabstir_site.serving import SERVING
 from fabstir_site.version import VERSION, git_revision
 from jobs.inference.engine import EngineError
 from jobs.models import Session, SessionState
+from nodes.database import in_database_thread
 from settlement.chain.client import ChainUnavailable, NodeRefused
 from settlement.chain.contracts import abi_hash
 from settlement.chain.deployment import addresses
@@ -63,7 +63,7 @@ async def health(request: HttpRequest) -> JsonResponse:
 async def status(request: HttpRequest) -> JsonResponse:
     """What a host's own tools show of a node."""
     issues = await _issues()
-    counts = await database_sync_to_async(_session_counts)()
+    counts = await in_database_thread(_session_counts)()
     host, tracking_only = await asyncio.to_thread(_host)
     models = await _loaded_models()
     return JsonResponse(
@@ -124,7 +124,7 @@ async def version(request: HttpRequest) -> JsonResponse:
 
 async def _issues() -> list[str]:
     checks: tuple[Callable[[], Awaitable[str]], ...] = (
-        database_sync_to_async(_database_issue),
+        in_database_thread(_database_issue),
         _engine_issue,
         lambda: asyncio.to_thread(_chain_issue),
     )

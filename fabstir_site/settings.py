@@ -39,10 +39,11 @@ INSTALLED_APPS = [
     "settlement",
 ]
 
+# All of these run natively in the event loop. One that does not would hide from a view that its client
+# went away, and with it the moment to stop generating.
 MIDDLEWARE = [
     "fabstir_site.errors.ErrorEnvelopeMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -115,7 +116,6 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
 STATIC_URL = "/static/"
 STATIC_ROOT = ENVIRONMENT.data_dir / "static"
-WHITENOISE_USE_FINDERS = True
 
 # 1 MiB is far beyond any context window in use; larger bodies are refused before they are read.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024

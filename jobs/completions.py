@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from channels.db import database_sync_to_async
 from django.utils import timezone
 
 from jobs import sessions
@@ -37,6 +36,7 @@ from jobs.metering import Meter, MeteringUnavailable
 from jobs.models import DeliveryPath, InferenceRequest, RequestState
 from jobs.protocol import BillingNote, RequestError, SessionReference, invalid
 from nodes import catalog
+from nodes.database import in_database_thread
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Completion:
             error = error or RequestError(code="metering_unavailable", message=str(failure), status=503)
             finish = "error"
         states = {"error": RequestState.FAILED, "cancelled": RequestState.CANCELLED}
-        await database_sync_to_async(_finish_request)(
+        await in_database_thread(_finish_request)(
             self.id,
             state=states.get(finish, RequestState.FINISHED),
             finish_reason=finish,
@@ -222,7 +222,7 @@ class Serving:
                 ) from failure
             if job is not None:
                 sessions.check_payable(job, host=self.jobs.host)
-                return await database_sync_to_async(sessions.open_job_session)(job, reference=reference)
+                return await in_database_thread(sessions.open_job_session)(job, reference=reference)
         if not self.serve_unpaid:
             named = (
                 "names no job"
@@ -235,14 +235,14 @@ class Serving:
                 "Open a job for this host on the marketplace and send its id as job_id.",
                 status=402,
             )
-        return await database_sync_to_async(sessions.open_unpaid_session)(
+        return await in_database_thread(sessions.open_unpaid_session)(
             reference, chain_id=self.jobs.chain_id
         )
 
     async def start(self, request: CompletionRequest) -> Completion:
         """Admit ``request`` and begin to generate. Raises ``RequestError`` before any token is billed."""
         try:
-            model = await database_sync_to_async(catalog.resolve)(request.model)
+            model = await in_database_thread(catalog.resolve)(request.model)
         except catalog.UnknownModel as unknown:
             raise RequestError(
                 code="model_not_found",
@@ -277,14 +277,14 @@ class Serving:
                 repetition_penalty=request.repetition_penalty,
             )
         )
-        await database_sync_to_async(_begin_request)(
+        await in_database_thread(_begin_request)(
             row_id, request=request, session_id=opened.id, model=model
         )
         try:
             first = await anext(stream)
         except EngineError as failure:
             refusal = refusal_of(failure)
-            await database_sync_to_async(_finish_request)(
+            await in_database_thread(_finish_request)(
                 row_id, state=RequestState.FAILED, finish_reason="error", error=refusal.message
             )
             raise refusal from failure
@@ -292,7 +292,7 @@ class Serving:
             # Nobody waits any more, but the prompt is being read: let it be stopped, counted and closed.
             self._keep(asyncio.ensure_future(self._abandon(row_id)), None)
             raise
-        await database_sync_to_async(_set_prompt_tokens)(row_id, first.prompt_tokens)
+        await in_database_thread(_set_prompt_tokens)(row_id, first.prompt_tokens)
         completion = Completion(
             id=row_id,
             session_id=opened.id,
@@ -322,7 +322,7 @@ class Serving:
 
     async def _abandon(self, row_id: uuid.UUID) -> None:
         await self.engine.cancel(str(row_id))
-        await database_sync_to_async(_finish_request)(
+        await in_database_thread(_finish_request)(
             row_id, state=RequestState.CANCELLED, finish_reason="cancelled", error=""
         )
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
-from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from jobs import sessions
@@ -27,6 +26,7 @@ from jobs.models import DeliveryPath
 from jobs.protocol import RequestError, SessionReference, invalid, wire_job_id
 from jobs.serializers import completion_request, parse_json_object
 from jobs.streaming import usage_of
+from nodes.database import in_database_thread
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             with suppress(asyncio.CancelledError):
                 await task
         if self.session_ids:
-            await database_sync_to_async(sessions.detach_socket)(self.connection_id)
+            await in_database_thread(sessions.detach_socket)(self.connection_id)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         raw = text_data if text_data is not None else bytes_data or b""
@@ -196,7 +196,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
     async def _session_end(self, message: dict[str, Any]) -> None:
         """The client is done: close the session of this socket without waiting for the grace period."""
         for session_id in sorted(self.session_ids):
-            await database_sync_to_async(sessions.close_session)(
+            await in_database_thread(sessions.close_session)(
                 session_id, reason="client ended the session"
             )
         ended = {"type": "session_end_ack", "status": "success", "sessions_closed": len(self.session_ids)}
@@ -242,14 +242,14 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             return await self.serving.start(request.without_history())
 
     async def _attach(self, session_id: int) -> None:
-        await database_sync_to_async(sessions.attach_socket)(session_id, connection_id=self.connection_id)
+        await in_database_thread(sessions.attach_socket)(session_id, connection_id=self.connection_id)
         self.session_ids.add(session_id)
 
     async def _stay_present(self) -> None:
         while True:
             await asyncio.sleep(_PRESENCE_SECONDS)
             if self.session_ids:
-                await database_sync_to_async(sessions.refresh_socket)(self.connection_id)
+                await in_database_thread(sessions.refresh_socket)(self.connection_id)
 
     async def _refuse(
         self, refusal: RequestError, message: Mapping[str, Any], *, tokens_used: int = 0

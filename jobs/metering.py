@@ -14,12 +14,12 @@ import time
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from channels.db import database_sync_to_async
 from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.utils import timezone
 
 from jobs.models import DeliveryPath, InferenceRequest, Session, TokenUsage
+from nodes.database import in_database_thread
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Meter:
             if not self._pending:
                 return
             try:
-                recorded = await database_sync_to_async(record_usage)(
+                recorded = await in_database_thread(record_usage)(
                     session_id=self.session_id,
                     request_id=self.request_id,
                     count=self._pending,

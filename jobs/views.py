@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any, ClassVar
 
-from channels.db import database_sync_to_async
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.utils.decorators import method_decorator
 from django.views import View
@@ -17,6 +16,7 @@ from jobs.protocol import RequestError, SessionReference, invalid
 from jobs.serializers import completion_request, parse_json_object
 from jobs.streaming import server_sent_events, whole_answer
 from nodes import catalog
+from nodes.database import in_database_thread
 
 
 @method_decorator(csrf_exempt, name="dispatch")
@@ -54,7 +54,7 @@ class ModelsView(View):
 
     async def get(self, request: HttpRequest) -> HttpResponseBase:
         assert self.serving is not None  # noqa: S101 - given by the URL configuration
-        models = await database_sync_to_async(catalog.served_models)()
+        models = await in_database_thread(catalog.served_models)()
         listed: list[dict[str, Any]] = [
             {
                 "id": model.id,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from django.db import transaction
 
-from nodes.model_store import ModelManifest
+from nodes.model_manifest import ModelManifest
 from nodes.models import ServedModel
 
 

@@ -84,9 +84,7 @@ def _files(source: Path) -> dict[str, Path]:
     files = {name: source / name for name in (WEIGHTS_FILE, _CONFIG_FILE, vocabulary, TOKENIZER_FILE)}
     for name, path in files.items():
         if path.is_symlink() or not path.is_file():
-            raise CorruptModel(
-                f"{path} is missing or not a plain file. A model needs {', '.join(files)}; add {name}."
-            )
+            raise CorruptModel(f"{path} is missing or not a plain file. A model needs {', '.join(files)}; add {name}.")
     return files
 
 

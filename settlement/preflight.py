@@ -222,7 +222,8 @@ def _fee() -> str:
     terms = chain.marketplace.terms(chain.client)
     if terms.fee_basis_points >= 10_000:
         raise _Failed("the marketplace keeps everything", "Do not serve on this marketplace.")
-    return f"{terms.fee_basis_points} basis points to {terms.treasury}: the host keeps {_percent(terms.fee_basis_points)}"
+    share = _percent(terms.fee_basis_points)
+    return f"{terms.fee_basis_points} basis points to {terms.treasury}: the host keeps {share}"
 
 
 def _percent(fee_basis_points: int) -> str:

@@ -66,9 +66,7 @@ def choose_placement(*, device: str = "auto", compute_type: str | None = None) -
             threads=1,
         )
     cores = len(os.sched_getaffinity(0))
-    return Placement(
-        device="cpu", device_indexes=(0,), compute_type=compute_type or "int8", replicas=cores, threads=1
-    )
+    return Placement(device="cpu", device_indexes=(0,), compute_type=compute_type or "int8", replicas=cores, threads=1)
 
 
 def create_generator(directory: Path, *, placement: Placement) -> ctranslate2.Generator:
@@ -97,8 +95,7 @@ def load_generator(directory: Path, *, model_id: str, placement: Placement) -> C
         raise ModelLoadError(f"Cannot serve {model_id}: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelLoadError(
-            f"Cannot load {model_id} from {directory} on {placement.device}"
-            f" as {placement.compute_type}: {error}"
+            f"Cannot load {model_id} from {directory} on {placement.device} as {placement.compute_type}: {error}"
         ) from error
     loaded = LoadedModel(
         model=model_id,

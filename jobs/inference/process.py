@@ -116,18 +116,14 @@ def _sole_owner(path: Path) -> Iterator[None]:
     """Hold the lock beside the socket, so that two engines that start together cannot both serve."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(
-            path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-        )
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SocketInUse(f"The socket {path} cannot be created: {error.strerror}.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise SocketInUse(
-            f"An engine is serving on {path} already. Stop it or choose another socket."
-        ) from error
+        raise SocketInUse(f"An engine is serving on {path} already. Stop it or choose another socket.") from error
     finally:
         os.close(descriptor)
 

@@ -18,8 +18,9 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from tokenizers import Tokenizer
 
@@ -102,9 +103,7 @@ class PromptTemplate:
     unable to render a plain greeting.
     """
 
-    def __init__(
-        self, source: str, *, tokenizer: Tokenizer, bos_token: str = "", eos_token: str = ""
-    ) -> None:
+    def __init__(self, source: str, *, tokenizer: Tokenizer, bos_token: str = "", eos_token: str = "") -> None:
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise ChatTemplateError(
                 f"The chat template has {len(source)} characters; {MAX_TEMPLATE_CHARACTERS} are allowed."

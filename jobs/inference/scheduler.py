@@ -39,9 +39,7 @@ class Scheduler:
     """
 
     def __init__(self, generators: Sequence[TokenGenerator], *, queue_size: int) -> None:
-        self._lanes = {
-            generator.loaded.model: _Lane(generator, queue_size=queue_size) for generator in generators
-        }
+        self._lanes = {generator.loaded.model: _Lane(generator, queue_size=queue_size) for generator in generators}
         self._generations: dict[str, _Generation] = {}
         self._idle = asyncio.Event()
         self._idle.set()

@@ -89,9 +89,7 @@ class ScriptedGenerator:
                 raise GenerationFailed(f"The script fails after {number} tokens.")
             if number == script.hold_after:
                 task.stopped.wait()
-            if task.stopped.is_set() or (
-                script.seconds_per_token and task.stopped.wait(script.seconds_per_token)
-            ):
+            if task.stopped.is_set() or (script.seconds_per_token and task.stopped.wait(script.seconds_per_token)):
                 break
             task.on_token(token)
         return "length" if count == task.limit else "stop"
@@ -176,9 +174,7 @@ class ScriptedEngine:
         """See ``Engine.models``."""
         return (self._model,)
 
-    async def _play(
-        self, reply: ScriptedReply, *, stopped: asyncio.Event, limit: int
-    ) -> AsyncIterator[TokenChunk]:
+    async def _play(self, reply: ScriptedReply, *, stopped: asyncio.Event, limit: int) -> AsyncIterator[TokenChunk]:
         sequence = produced = 0
         reason = reply.finish_reason
         for number, (ids, text) in enumerate(reply.tokens):

@@ -34,9 +34,7 @@ def bind_socket(path: Path) -> socket.socket:
     Raises ``SocketInUse``.
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise SocketInUse(
-            f"The socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes. Choose a shorter one."
-        )
+        raise SocketInUse(f"The socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes. Choose a shorter one.")
     if _answers(path):
         raise SocketInUse(f"An engine is serving on {path} already. Stop it or choose another socket.")
     path.unlink(missing_ok=True)

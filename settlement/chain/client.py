@@ -219,14 +219,3 @@ def _as_revert(refused: NodeRefused, call: Call[Any]) -> Exception:
     if refused.data or "revert" in refused.message.lower():
         return CallReverted(call.function.name, revert=decode_revert(refused.data))
     return refused
-
-
-__all__ = [
-    "Block",
-    "CallReverted",
-    "ChainClient",
-    "ChainUnavailable",
-    "CodecError",
-    "MinedReceipt",
-    "NodeRefused",
-]

@@ -137,9 +137,7 @@ def deploy_local(
         HostEarnings(earnings).set_authorized_caller(caller=marketplace, authorized=True),
         ProofSystem(proofs).set_marketplace(marketplace=marketplace, authorized=True),
         ProofSystem(proofs).list_verifier(mock),
-        JobMarketplace(marketplace).set_accepted_token(
-            token=usdc, minimum=usdc_min_deposit, maximum=usdc_max_deposit
-        ),
+        JobMarketplace(marketplace).set_accepted_token(token=usdc, minimum=usdc_min_deposit, maximum=usdc_max_deposit),
     )
     for call in wiring:
         transact(w3, call, sender=deployer)
@@ -167,9 +165,7 @@ def is_deployed(w3: Web3, deployment: Deployment) -> bool:
         if address is None:
             continue
         code = bytes(w3.eth.get_code(address))
-        if not code or (
-            deployment.generation == HOST_GENERATION and not load_artifact(artifact).matches(code)
-        ):
+        if not code or (deployment.generation == HOST_GENERATION and not load_artifact(artifact).matches(code)):
             return False
     return True
 
@@ -199,18 +195,14 @@ def _has_its_block(w3: Web3, deployment: Deployment) -> bool:
     return block["hash"] == HexBytes(deployment.block_hash)
 
 
-def _deploy(
-    w3: Web3, name: str, *arguments: Any, deployer: ChecksumAddress
-) -> tuple[ChecksumAddress, TxReceipt]:
+def _deploy(w3: Web3, name: str, *arguments: Any, deployer: ChecksumAddress) -> tuple[ChecksumAddress, TxReceipt]:
     data = load_artifact(name).deployment_data(*arguments)
     receipt = _mined(w3, {"from": deployer, "data": HexBytes(data)}, what=f"deployment of {name}")
     return to_checksum_address(HexStr(str(receipt["contractAddress"]))), receipt
 
 
 def _mined(w3: Web3, transaction: TxParams, *, what: str) -> TxReceipt:
-    receipt = w3.eth.wait_for_transaction_receipt(
-        w3.eth.send_transaction(transaction), timeout=60, poll_latency=0.01
-    )
+    receipt = w3.eth.wait_for_transaction_receipt(w3.eth.send_transaction(transaction), timeout=60, poll_latency=0.01)
     if receipt["status"] != 1:
         raise DeploymentError(f"{what} failed in transaction {receipt['transactionHash'].to_0x_hex()}")
     return receipt

@@ -61,9 +61,7 @@ def anvil_command(
 def rpc(url: str, method: str, params: Sequence[Any] = ()) -> Any:
     """The result of one JSON-RPC call; raises LocalChainError when it is refused or the node is gone."""
     try:
-        response = HTTPProvider(url, request_kwargs={"timeout": 30}).make_request(
-            RPCEndpoint(method), list(params)
-        )
+        response = HTTPProvider(url, request_kwargs={"timeout": 30}).make_request(RPCEndpoint(method), list(params))
     except (requests.RequestException, Web3Exception, OSError) as problem:
         raise LocalChainError(f"{method} at {url}: {problem}") from problem
     if "error" in response:

@@ -29,9 +29,7 @@ COMMAND_SECONDS = 600
 # npm's `dist.integrity` by platform. The sibling packages for arm64 and macOS are named by the vendor but
 # were not served by the registry when these were pinned, so there is nothing to check them against.
 ANVIL_INTEGRITY: Mapping[str, str] = {
-    "linux-amd64": (
-        "sha512-+XmShybEaxfCrr0OUUZwYEy2OnYZt5pHH9TzBtLv3+VrK0O/ANuNSVEahqNhKHlgX7GRJ59383ofNhxkRWIYTg=="
-    ),
+    "linux-amd64": ("sha512-+XmShybEaxfCrr0OUUZwYEy2OnYZt5pHH9TzBtLv3+VrK0O/ANuNSVEahqNhKHlgX7GRJ59383ofNhxkRWIYTg=="),
 }
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -111,9 +109,7 @@ def fetch_anvil(*, tools_dir: Path, progress: Progress) -> Path:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=tools_dir) as folder:
             _fetch_into(Path(folder), package=package, binary=binary, record=record, progress=progress)
     except OSError as problem:
-        raise ToolchainError(
-            f"cannot write anvil to {tools_dir}: {problem}: free space there or move it"
-        ) from problem
+        raise ToolchainError(f"cannot write anvil to {tools_dir}: {problem}: free space there or move it") from problem
     return binary
 
 
@@ -138,22 +134,16 @@ def unpack_binary(archive: Path, *, member: str, target: Path) -> None:
             with source, target.open("wb") as out:
                 shutil.copyfileobj(source, out)
     except (KeyError, tarfile.TarError) as problem:
-        raise ToolchainError(
-            f"cannot unpack {archive.name}: {problem}: remove it and fetch again"
-        ) from problem
+        raise ToolchainError(f"cannot unpack {archive.name}: {problem}: remove it and fetch again") from problem
     target.chmod(0o755)
 
 
-def _fetch_into(
-    folder: Path, *, package: AnvilPackage, binary: Path, record: Path, progress: Progress
-) -> None:
+def _fetch_into(folder: Path, *, package: AnvilPackage, binary: Path, record: Path, progress: Progress) -> None:
     progress(f"fetching anvil {ANVIL_VERSION} for {package.platform} from npm (19 MB)")
     run_npm(["pack", package.specifier, "--pack-destination", str(folder)], cwd=folder, progress=progress)
     archives = list(folder.glob("*.tgz"))
     if len(archives) != 1:
-        raise ToolchainError(
-            f"npm pack {package.specifier} left {len(archives)} archives: check npm's configuration"
-        )
+        raise ToolchainError(f"npm pack {package.specifier} left {len(archives)} archives: check npm's configuration")
     check_integrity(archives[0], integrity=package.integrity)
     unpacked = folder / "anvil"
     unpack_binary(archives[0], member="package/bin/anvil", target=unpacked)
@@ -186,9 +176,7 @@ def _node_wheel_root(*, progress: Progress | None) -> Path:
         importlib.invalidate_caches()
         root = _installed_node_wheel()
     if root is None:
-        raise ToolchainError(
-            f"{NODE_WHEEL} was installed but cannot be imported: install Node.js with npm instead"
-        )
+        raise ToolchainError(f"{NODE_WHEEL} was installed but cannot be imported: install Node.js with npm instead")
     return root
 
 
@@ -215,9 +203,7 @@ def _install_node_wheel() -> None:
     _run(command, cwd=Path.cwd(), failure=f"pip install {requirement} (or install Node.js with npm)")
 
 
-def _run(
-    command: Sequence[str], *, cwd: Path, failure: str, environment: Mapping[str, str] | None = None
-) -> str:
+def _run(command: Sequence[str], *, cwd: Path, failure: str, environment: Mapping[str, str] | None = None) -> str:
     """Runs a program to its end; `failure` names it in the error."""
     try:
         done = subprocess.run(  # noqa: S603 - no shell; every argument is ours

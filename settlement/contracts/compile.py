@@ -153,9 +153,7 @@ def _formatted(text: str) -> str:
             command, input=text, capture_output=True, text=True, cwd=ROOT, check=False
         )
         if done.returncode != 0:
-            raise CompileError(
-                f"ruff (requirements-dev.txt) failed on a generated module: {done.stderr.strip()}"
-            )
+            raise CompileError(f"ruff (requirements-dev.txt) failed on a generated module: {done.stderr.strip()}")
         text = done.stdout
     return text
 

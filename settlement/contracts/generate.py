@@ -124,9 +124,7 @@ def _strings(kinds: Sequence[str]) -> str:
 
 
 def _contract_module(name: str, abi: Abi) -> str:
-    functions = sorted(
-        (entry for entry in abi if entry["type"] == "function"), key=lambda entry: str(entry["name"])
-    )
+    functions = sorted((entry for entry in abi if entry["type"] == "function"), key=lambda entry: str(entry["name"]))
     if len({entry["name"] for entry in functions}) != len(functions):
         raise GenerateError(f"{name} overloads a function, which has no typed form")
     structs = sorted({struct for entry in functions for struct in _used_structs(entry)})
@@ -206,9 +204,7 @@ def _enums(sources: Sequence[str]) -> dict[str, list[str]]:
 
 def _structs_module(entries: Abi, enums: Mapping[str, Sequence[str]]) -> str:
     rows: dict[str, list[Field]] = {}
-    taken = {
-        _type_name(item) for entry in entries for item in _struct_items({"inputs": entry.get("inputs", ())})
-    }
+    taken = {_type_name(item) for entry in entries for item in _struct_items({"inputs": entry.get("inputs", ())})}
     for entry in entries:
         for item in _struct_items(entry):
             rows[_type_name(item)] = _fields(item["components"])

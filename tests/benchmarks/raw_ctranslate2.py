@@ -60,7 +60,6 @@ def measure(directory: Path, *, streams: int = 1, max_tokens: int = 200, prompt:
         started = time.perf_counter()
         produced = sum(threads.map(generate, [max_tokens] * streams))
         seconds = time.perf_counter() - started
-    del generator
     return Measurement(streams=streams, tokens=produced, seconds=seconds)
 
 

@@ -56,6 +56,8 @@ def test_unregistering_returns_the_stake(world: World) -> None:
     assert world.events(receipt, events.NodeUnregistered) == [events.NodeUnregistered(world.host, 10**17)]
     assert held - world.balance(world.nodes.address, ETH) == 10**17
     assert world.read(world.nodes.node_count()) == 0
+    assert world.read(world.nodes.get_node_full_info(world.host)) == NodeInfo(ETH, 0, False, "", "", (), 0, 0)
+    assert not world.read(world.nodes.is_active_node(world.host))
     world.send(world.register(world.host), sender=world.host)
 
 
@@ -111,7 +113,7 @@ def test_a_verifier_with_state_is_told_the_whole_claim(world: World) -> None:
 @pytest.mark.parametrize(("body", "believed"), [(b"{}", True), (b"", False)])
 def test_the_mock_verifier_believes_any_body(world: World, body: bytes, believed: bool) -> None:
     claim = Claim(world.marketplace.address, 1, world.host, tokens_before=0, tokens_claimed=100)
-    assert world.read(world.mock.verify_claim(claim=claim, body=body)) is believed
+    assert world.read(world.mock.verify_claim(arg0=claim, body=body)) is believed
 
 
 def test_sessions_of_a_party_are_paged(world: World) -> None:

@@ -70,6 +70,7 @@ def test_host_and_treasury_withdraw_what_they_earned(world: World, currency: str
     receipt = world.send(world.marketplace.withdraw_treasury(token), sender=world.treasury)
     gas = receipt["gasUsed"] * receipt["effectiveGasPrice"] if currency == "eth" else 0
     assert world.balance(world.treasury, token) - held + gas == 40_000 * unit
+    assert world.read(world.marketplace.treasury_balance(token)) == 0
     assert world.balance(world.marketplace.address, token) == 0
     assert world.balance(world.earnings.address, token) == 0
 
@@ -84,6 +85,21 @@ def test_the_closing_claim_may_be_smaller_than_the_minimum(world: World, tokens:
         events.SessionCompleted(job_id, tokens, gross - gross // 10, 1_000_000 - gross)
     ]
     assert world.read(world.earnings.get_balance(host=world.host, token=world.usdc.address)) == gross * 9 // 10
+
+
+def test_earlier_claims_count_against_the_deposit(world: World) -> None:
+    job_id = world.open_usdc()
+    world.pass_time(10)
+    world.send(world.claim(job_id, 400), sender=world.host)
+    world.pass_time(10)
+    assert world.read(world.marketplace.affordable_tokens(job_id)) == 100
+    for call in (world.claim(job_id, 101), world.close(job_id, 101)):
+        refused = world.refusal(call, sender=world.host)
+        assert str(refused) == "ExceedsDeposit(claimed=101, affordable=100)"
+    world.send(world.close(job_id, 100), sender=world.host)
+    job = world.job(job_id)
+    assert (job.tokens_used, job.refunded_to_user) == (500, 0)
+    assert job.withdrawn_by_host + job.paid_to_treasury == job.deposit
 
 
 def test_a_payer_that_rejects_ether_does_not_block_settlement(world: World) -> None:

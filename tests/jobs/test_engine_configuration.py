@@ -116,9 +116,7 @@ def test_a_directory_without_a_model_is_refused(engine_process: EngineProcess, t
     assert "holds no model" in refused(engine_process, tmp_path)
 
 
-def test_an_unknown_compute_type_is_refused(
-    engine_process: EngineProcess, default_model_entry: dict[str, Any]
-) -> None:
+def test_an_unknown_compute_type_is_refused(engine_process: EngineProcess, default_model_entry: dict[str, Any]) -> None:
     engine_process.spawn(default_model_entry, compute_type="int3")
     assert engine_process.wait() == 3
     assert "int3" in engine_process.output

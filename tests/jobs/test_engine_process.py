@@ -253,9 +253,7 @@ async def test_the_socket_is_private(engine_process: EngineProcess) -> None:
     [b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xc1", b"\x00\x00\x00\x02\x81\xa1", b"\x00\x00\x00\x01\x01"],
     ids=["too long", "not msgpack", "truncated msgpack", "not a map"],
 )
-async def test_malformed_frames_close_only_their_connection(
-    engine_process: EngineProcess, data: bytes
-) -> None:
+async def test_malformed_frames_close_only_their_connection(engine_process: EngineProcess, data: bytes) -> None:
     client = engine_process.start(SCRIPTED)
     reader, writer = await asyncio.open_unix_connection(str(engine_process.socket))
     writer.write(data)

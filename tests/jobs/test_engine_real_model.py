@@ -64,9 +64,7 @@ async def test_a_plain_question_is_answered(client: EngineClient) -> None:
     assert chunks[-1].finish_reason == "stop"
 
 
-async def test_the_end_token_is_neither_counted_nor_shown(
-    client: EngineClient, default_model: ModelManifest
-) -> None:
+async def test_the_end_token_is_neither_counted_nor_shown(client: EngineClient, default_model: ModelManifest) -> None:
     chunks = await collect(client, asked("What is 2+2?", max_tokens=200))
     assert chunks[-1].finish_reason == "stop"
     assert not set(ids_of(chunks)) & set(default_model.end_token_ids)
@@ -82,9 +80,7 @@ async def test_greedy_answers_are_the_same_token_for_token(client: EngineClient)
 
 async def test_sampling_is_not_greedy(client: EngineClient) -> None:
     """CTranslate2's own default would be greedy at any temperature."""
-    replies = [
-        await collect(client, asked(request_id=str(n), temperature=1.5, max_tokens=24)) for n in range(3)
-    ]
+    replies = [await collect(client, asked(request_id=str(n), temperature=1.5, max_tokens=24)) for n in range(3)]
     assert len({tuple(ids_of(chunks)) for chunks in replies}) > 1
 
 
@@ -103,9 +99,7 @@ async def test_sampling_options_are_accepted(client: EngineClient, fields: dict[
 @pytest.mark.parametrize(
     "text", ["Say something with emoji 🎉👩‍👩‍👧", "日本語で話してください。", "Répétez: naïve café"]
 )
-async def test_text_is_what_decoding_all_ids_gives(
-    client: EngineClient, tokenizer: Tokenizer, text: str
-) -> None:
+async def test_text_is_what_decoding_all_ids_gives(client: EngineClient, tokenizer: Tokenizer, text: str) -> None:
     chunks = await collect(client, asked(text, temperature=1.8, max_tokens=120))
     assert text_of(chunks) == tokenizer.decode(ids_of(chunks))
 
@@ -117,14 +111,10 @@ async def test_max_tokens_is_exact(client: EngineClient) -> None:
         assert chunks[-1].finish_reason == "length"
 
 
-async def test_prompt_tokens_are_those_of_the_rendered_prompt(
-    client: EngineClient, tokenizer: Tokenizer
-) -> None:
+async def test_prompt_tokens_are_those_of_the_rendered_prompt(client: EngineClient, tokenizer: Tokenizer) -> None:
     messages = (ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hi"))
     (chunk,) = {c.prompt_tokens for c in await collect(client, asked(messages=messages, max_tokens=2))}
-    rendered = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert chunk == len(tokenizer.encode(rendered).ids)
 
 
@@ -140,9 +130,7 @@ async def test_cancel_stops_within_a_token_or_two(client: EngineClient) -> None:
     assert delivered <= len(ids_of(chunks)) <= delivered + 3
 
 
-async def test_cancelled_ids_are_the_beginning_of_the_whole_answer(
-    client: EngineClient, tokenizer: Tokenizer
-) -> None:
+async def test_cancelled_ids_are_the_beginning_of_the_whole_answer(client: EngineClient, tokenizer: Tokenizer) -> None:
     chunks: list[TokenChunk] = []
     async for chunk in client.generate(asked(max_tokens=64)):
         chunks.append(chunk)

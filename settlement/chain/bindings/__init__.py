@@ -117,15 +117,7 @@ ALL_ERRORS: Mapping[bytes, type[ContractRefusal]] = {
 }
 SELECTORS: Mapping[bytes, FunctionSpec] = {
     function.selector: function
-    for contract in (
-        HostEarnings,
-        JobMarketplace,
-        MockVerifier,
-        ModelRegistry,
-        NodeRegistry,
-        ProofSystem,
-        TestUSDC,
-    )
+    for contract in (HostEarnings, JobMarketplace, MockVerifier, ModelRegistry, NodeRegistry, ProofSystem, TestUSDC)
     for function in contract.FUNCTIONS.values()
 }
 

@@ -170,9 +170,7 @@ class OwnershipTransferred(ContractEvent):
 
 @dataclass(frozen=True, slots=True)
 class PricingUpdated(ContractEvent):
-    SPEC: ClassVar[EventSpec] = EventSpec(
-        "PricingUpdated", ("address", "uint256", "uint256"), (True, False, False)
-    )
+    SPEC: ClassVar[EventSpec] = EventSpec("PricingUpdated", ("address", "uint256", "uint256"), (True, False, False))
     topic: ClassVar[bytes] = SPEC.topic
     operator: ChecksumAddress
     min_price_native: int
@@ -260,9 +258,7 @@ class SessionTimedOut(ContractEvent):
 
 @dataclass(frozen=True, slots=True)
 class StakeAdded(ContractEvent):
-    SPEC: ClassVar[EventSpec] = EventSpec(
-        "StakeAdded", ("address", "uint256", "uint256"), (True, False, False)
-    )
+    SPEC: ClassVar[EventSpec] = EventSpec("StakeAdded", ("address", "uint256", "uint256"), (True, False, False))
     topic: ClassVar[bytes] = SPEC.topic
     operator: ChecksumAddress
     amount: int
@@ -287,9 +283,7 @@ class TreasuryChanged(ContractEvent):
 
 @dataclass(frozen=True, slots=True)
 class TreasuryCredited(ContractEvent):
-    SPEC: ClassVar[EventSpec] = EventSpec(
-        "TreasuryCredited", ("uint256", "address", "uint256"), (True, True, False)
-    )
+    SPEC: ClassVar[EventSpec] = EventSpec("TreasuryCredited", ("uint256", "address", "uint256"), (True, True, False))
     topic: ClassVar[bytes] = SPEC.topic
     job_id: int
     token: ChecksumAddress
@@ -298,9 +292,7 @@ class TreasuryCredited(ContractEvent):
 
 @dataclass(frozen=True, slots=True)
 class TreasuryWithdrawn(ContractEvent):
-    SPEC: ClassVar[EventSpec] = EventSpec(
-        "TreasuryWithdrawn", ("address", "address", "uint256"), (True, True, False)
-    )
+    SPEC: ClassVar[EventSpec] = EventSpec("TreasuryWithdrawn", ("address", "address", "uint256"), (True, True, False))
     topic: ClassVar[bytes] = SPEC.topic
     token: ChecksumAddress
     treasury: ChecksumAddress

@@ -39,17 +39,13 @@ class HostEarnings(Contract):
     def authorized_callers(self, caller: ChecksumAddress) -> Call[bool]:
         return self._call("authorizedCallers", (caller,), single)
 
-    def credit_earnings(
-        self, *, host: ChecksumAddress, amount: int, token: ChecksumAddress, value: int
-    ) -> Call[None]:
+    def credit_earnings(self, *, host: ChecksumAddress, amount: int, token: ChecksumAddress, value: int) -> Call[None]:
         return self._call("creditEarnings", (host, amount, token), nothing, value=value)
 
     def get_balance(self, *, host: ChecksumAddress, token: ChecksumAddress) -> Call[int]:
         return self._call("getBalance", (host, token), single)
 
-    def get_balances(
-        self, *, host: ChecksumAddress, tokens: Sequence[ChecksumAddress]
-    ) -> Call[tuple[int, ...]]:
+    def get_balances(self, *, host: ChecksumAddress, tokens: Sequence[ChecksumAddress]) -> Call[tuple[int, ...]]:
         return self._call("getBalances", (host, tokens), single)
 
     def outstanding(self, token: ChecksumAddress) -> Call[int]:

@@ -124,18 +124,10 @@ class JobMarketplace(Contract):
     def complete_session_job_with_proof(
         self, *, job_id: int, tokens_claimed: int, proof: bytes, conversation_cid: str
     ) -> Call[None]:
-        return self._call(
-            "completeSessionJobWithProof", (job_id, tokens_claimed, proof, conversation_cid), nothing
-        )
+        return self._call("completeSessionJobWithProof", (job_id, tokens_claimed, proof, conversation_cid), nothing)
 
     def create_session_job(
-        self,
-        *,
-        host: ChecksumAddress,
-        price_per_token: int,
-        max_duration: int,
-        proof_interval: int,
-        value: int,
+        self, *, host: ChecksumAddress, price_per_token: int, max_duration: int, proof_interval: int, value: int
     ) -> Call[int]:
         return self._call(
             "createSessionJob", (host, price_per_token, max_duration, proof_interval), single, value=value
@@ -152,9 +144,7 @@ class JobMarketplace(Contract):
         proof_interval: int,
     ) -> Call[int]:
         return self._call(
-            "createSessionJobWithToken",
-            (host, token, deposit, price_per_token, max_duration, proof_interval),
-            single,
+            "createSessionJobWithToken", (host, token, deposit, price_per_token, max_duration, proof_interval), single
         )
 
     def deposit_limits(self, token: ChecksumAddress) -> Call[DepositLimits]:
@@ -250,9 +240,7 @@ class JobMarketplace(Contract):
     def user_session_count(self, requester: ChecksumAddress) -> Call[int]:
         return self._call("userSessionCount", (requester,), single)
 
-    def user_session_page(
-        self, *, requester: ChecksumAddress, offset: int, limit: int
-    ) -> Call[tuple[int, ...]]:
+    def user_session_page(self, *, requester: ChecksumAddress, offset: int, limit: int) -> Call[tuple[int, ...]]:
         return self._call("userSessionPage", (requester, offset, limit), single)
 
     def user_sessions(self, *, requester: ChecksumAddress, index: int) -> Call[int]:

@@ -17,9 +17,7 @@ class MockVerifier(Contract):
 
     FUNCTIONS: ClassVar[Mapping[str, FunctionSpec]] = {
         "selector": FunctionSpec("selector", (), ("bytes4",)),
-        "verifyClaim": FunctionSpec(
-            "verifyClaim", ("(address,uint256,address,uint256,uint256)", "bytes"), ("bool",)
-        ),
+        "verifyClaim": FunctionSpec("verifyClaim", ("(address,uint256,address,uint256,uint256)", "bytes"), ("bool",)),
     }
 
     def selector(self) -> Call[bytes]:

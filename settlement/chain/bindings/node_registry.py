@@ -31,9 +31,7 @@ class NodeRegistry(Contract):
         "nodeCount": FunctionSpec("nodeCount", (), ("uint256",)),
         "nodePage": FunctionSpec("nodePage", ("uint256", "uint256"), ("address[]",)),
         "nodeSupportsModel": FunctionSpec("nodeSupportsModel", ("address", "bytes32"), ("bool",)),
-        "registerNode": FunctionSpec(
-            "registerNode", ("string", "string", "bytes32[]", "uint256", "uint256"), ()
-        ),
+        "registerNode": FunctionSpec("registerNode", ("string", "string", "bytes32[]", "uint256", "uint256"), ()),
         "setActive": FunctionSpec("setActive", ("bool",), ()),
         "stake": FunctionSpec("stake", (), ()),
         "unregisterNode": FunctionSpec("unregisterNode", (), ()),
@@ -82,10 +80,7 @@ class NodeRegistry(Contract):
         value: int,
     ) -> Call[None]:
         return self._call(
-            "registerNode",
-            (metadata, api_url, model_ids, min_price_native, min_price_stable),
-            nothing,
-            value=value,
+            "registerNode", (metadata, api_url, model_ids, min_price_native, min_price_stable), nothing, value=value
         )
 
     def set_active(self, active: bool) -> Call[None]:

@@ -28,9 +28,7 @@ class ProofSystem(Contract):
         "transferOwnership": FunctionSpec("transferOwnership", ("address",), ()),
         "unlistVerifier": FunctionSpec("unlistVerifier", ("bytes4",), ()),
         "verifierOf": FunctionSpec("verifierOf", ("bytes4",), ("address",)),
-        "verifyClaim": FunctionSpec(
-            "verifyClaim", ("uint256", "address", "uint256", "uint256", "bytes"), ("bool",)
-        ),
+        "verifyClaim": FunctionSpec("verifyClaim", ("uint256", "address", "uint256", "uint256", "bytes"), ("bool",)),
     }
 
     def accept_ownership(self) -> Call[None]:
