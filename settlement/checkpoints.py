@@ -65,9 +65,9 @@ def seal(session: Session, *, tokens: int, closing: bool) -> Checkpoint | None:
     """Seal the next ``tokens`` counted tokens of a session. ``None`` if another worker was faster."""
     first = session.tokens_sealed
     with transaction.atomic():
-        sealed = Session.objects.filter(
-            pk=session.pk, tokens_sealed=first, tokens_tracked__gte=first + tokens
-        ).update(tokens_sealed=first + tokens, checkpoint_count=F("checkpoint_count") + 1)
+        sealed = Session.objects.filter(pk=session.pk, tokens_sealed=first, tokens_tracked__gte=first + tokens).update(
+            tokens_sealed=first + tokens, checkpoint_count=F("checkpoint_count") + 1
+        )
         if not sealed:
             return None
         checkpoint = Checkpoint.objects.create(

@@ -178,9 +178,7 @@ def _submit(chain: HostChain, checkpoint: Checkpoint) -> bool:
             chain_id=chain.deployment.chain_id,
             sender=chain.signer.address,
         )
-        return checkpoints.move(
-            checkpoint.pk, from_state=state, to_state=CheckpointState.QUEUED, transaction=row
-        )
+        return checkpoints.move(checkpoint.pk, from_state=state, to_state=CheckpointState.QUEUED, transaction=row)
 
 
 def claim_call(chain: HostChain, checkpoint: Checkpoint) -> Call[None]:
@@ -269,9 +267,7 @@ def _advance(checkpoint: Checkpoint, target: CheckpointState) -> bool:
             reason="block gone in a reorg",
         )
     if checkpoint.state == CheckpointState.REORGED:
-        return checkpoints.move(
-            checkpoint.pk, from_state=CheckpointState.REORGED, to_state=CheckpointState.SENT
-        )
+        return checkpoints.move(checkpoint.pk, from_state=CheckpointState.REORGED, to_state=CheckpointState.SENT)
     start, end = _ORDER.index(CheckpointState(checkpoint.state)), _ORDER.index(target)
     for here, there in zip(_ORDER[start:end], _ORDER[start + 1 : end + 1], strict=True):
         if not checkpoints.move(checkpoint.pk, from_state=here, to_state=there):
@@ -322,9 +318,7 @@ def _settle(chain: HostChain, checkpoint: Checkpoint, row: Transaction) -> bool:
     return True
 
 
-def matching_claim(
-    chain: HostChain, checkpoint: Checkpoint, claims: list[AcceptedClaim]
-) -> AcceptedClaim | None:
+def matching_claim(chain: HostChain, checkpoint: Checkpoint, claims: list[AcceptedClaim]) -> AcceptedClaim | None:
     """The event that states exactly this checkpoint: job, host, count and proof."""
     for claim in claims:
         if (claim.job_id, claim.host, claim.tokens, claim.proof_hash) == (

@@ -91,9 +91,7 @@ def host_account() -> LocalAccount | None:
     """The host's account, or ``None`` if it has no key. Raises ``KeyUnusable``."""
     environment = settings.ENVIRONMENT
     if environment.host_keystore is not None:
-        return account_of_keystore(
-            environment.host_keystore, password_file=environment.host_keystore_password_file
-        )
+        return account_of_keystore(environment.host_keystore, password_file=environment.host_keystore_password_file)
     if environment.host_private_key is not None:
         return account_of_key(environment.host_private_key)
     if environment.embedded_chain and environment.host_key_file.exists():
@@ -112,8 +110,7 @@ def configured_deployment() -> Deployment:
     """The deployment of the configured chain with the environment's overrides. Raises ``NoDeployment``."""
     environment = settings.ENVIRONMENT
     overrides = {
-        _OVERRIDES[name]: to_checksum_address(address)
-        for name, address in environment.contract_overrides.items()
+        _OVERRIDES[name]: to_checksum_address(address) for name, address in environment.contract_overrides.items()
     }
     path = deployment_file()
     try:

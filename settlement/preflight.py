@@ -155,13 +155,9 @@ def _canary() -> str:
     try:
         text, tokens = asyncio.run(_ask(default.id))
     except EngineError as error:
-        raise _Failed(
-            f"{default.id} fails: {error}", "Run `manage.py models verify`; see the engine's log."
-        ) from error
+        raise _Failed(f"{default.id} fails: {error}", "Run `manage.py models verify`; see the engine's log.") from error
     if not tokens or not text.strip():
-        raise _Failed(
-            f"{default.id} answers nothing", "The model's files or template are wrong: add it again."
-        )
+        raise _Failed(f"{default.id} answers nothing", "The model's files or template are wrong: add it again.")
     return f"{default.id} answers {tokens} tokens: {text.strip()[:40]!r}"
 
 
@@ -235,9 +231,7 @@ def _prover() -> str:
     chain = host_chain()
     prover = accepted_prover(chain.client, chain.deployment)
     if prover.name == "mock" and not settings.ENVIRONMENT.embedded_chain:
-        raise _Failed(
-            "the proof system accepts mock proofs", "For testing only: do not take jobs with value on it."
-        )
+        raise _Failed("the proof system accepts mock proofs", "For testing only: do not take jobs with value on it.")
     return prover.probe()
 
 

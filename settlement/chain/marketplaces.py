@@ -12,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
-from settlement.chain.bindings import JobMarketplace, errors, events
+from eth_utils.address import to_checksum_address
+
+from settlement.chain.bindings import HostEarnings, JobMarketplace, errors, events
 from settlement.chain.bindings.structs import SessionStatus
 from settlement.chain.client import CallReverted, ChainClient
 from settlement.chain.contracts import Call
@@ -143,6 +145,7 @@ class Marketplace(Protocol):
     def complete(self, *, job_id: int, reference: str) -> Call[None]: ...
     def accepted_claims(self, logs: Iterable[Mapping[str, Any]]) -> list[AcceptedClaim]: ...
     def ended_jobs(self, logs: Iterable[Mapping[str, Any]]) -> list[EndedJob]: ...
+    def withdrawable(self, client: ChainClient, *, host: str, token: str) -> int: ...
     def needed_selectors(self) -> dict[str, bytes]: ...
 
 
@@ -156,9 +159,7 @@ class EscrowMarketplace:
 
     def __init__(self, deployment: Deployment) -> None:
         if deployment.host_earnings is None:
-            raise UnsupportedGeneration(
-                "The deployment names no HostEarnings contract (CONTRACT_HOST_EARNINGS)."
-            )
+            raise UnsupportedGeneration("The deployment names no HostEarnings contract (CONTRACT_HOST_EARNINGS).")
         self._contract = JobMarketplace(deployment.job_marketplace)
         self._earnings = deployment.host_earnings.lower()
 
@@ -267,6 +268,11 @@ class EscrowMarketplace:
                 timed_out = events.SessionTimedOut.decode(log)
                 ended.append(_ended(timed_out, status=MarketplaceJobStatus.TIMED_OUT))
         return ended
+
+    def withdrawable(self, client: ChainClient, *, host: str, token: str) -> int:
+        """What the host may withdraw of a token, base units."""
+        contract = HostEarnings(self._earnings)
+        return client.call(contract.get_balance(host=to_checksum_address(host), token=to_checksum_address(token)))
 
     def needed_selectors(self) -> dict[str, bytes]:
         """The functions that this node calls, by signature."""

@@ -29,8 +29,6 @@ class Command(BaseCommand):
                 self.stdout.write(f"{mark}  {check.name}: {check.found}{remedy}")
         passed = all(check.passed for check in checks)
         if options["json"]:
-            self.stdout.write(
-                json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2)
-            )
+            self.stdout.write(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2))
         if not passed:
             sys.exit(1)

@@ -16,12 +16,8 @@ class Command(BaseCommand):
     help = "Register this host with its key, stake, models and minimum prices."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--api-url", required=True, help="where clients reach this host, e.g. https://host.example"
-        )
-        parser.add_argument(
-            "--model-id", action="append", required=True, help="approved model id (32 bytes, hex)"
-        )
+        parser.add_argument("--api-url", required=True, help="where clients reach this host, e.g. https://host.example")
+        parser.add_argument("--model-id", action="append", required=True, help="approved model id (32 bytes, hex)")
         parser.add_argument("--min-price-native", type=int, required=True, help="wei per token")
         parser.add_argument(
             "--min-price-stable", type=int, required=True, help="base units of a stable token per token"
