@@ -34,7 +34,7 @@ def serve(*, host: str, port: int) -> None:
         websocket_timeout=-1,
         websocket_connect_timeout=10,
     )
-    reactor.addSystemEventTrigger("before", "shutdown", _close_books)  # type: ignore[attr-defined]
+    reactor.addSystemEventTrigger("before", "shutdown", _close_books)  # type: ignore[arg-type]  # the stub is wrong
     server.run()
 
 

@@ -100,7 +100,7 @@ class Completion:
         """Token ids counted so far."""
         return self.meter.counted
 
-    async def events(self) -> AsyncIterator[CompletionEvent]:
+    async def events(self) -> AsyncGenerator[CompletionEvent, None]:
         """The answer, piece by piece. Leaving early cancels the generation."""
         ended = False
         try:

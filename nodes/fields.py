@@ -8,7 +8,7 @@ app since jobs mirror chain amounts too. Sums belong in Python: SQLite cannot ad
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -18,19 +18,32 @@ MAX_UINT256 = 2**256 - 1
 _DIGITS = 78
 
 if TYPE_CHECKING:
-    _IntField = models.Field[int, int]
+    # What the type checker knows of a nullable field's value comes from these two.
+    _SetT = TypeVar("_SetT", contravariant=True)
+    _GetT = TypeVar("_GetT", covariant=True)
+    _Field = models.Field
     _StrField = models.CharField[str, str]
 else:
-    _IntField = models.Field
+    _SetT = _GetT = object
+
+    class _Field(models.Field):
+        def __class_getitem__(cls, _types: object) -> type:
+            return cls
+
     _StrField = models.CharField
 
 
-class Uint256Field(_IntField):
+class Uint256Field(_Field[_SetT, _GetT]):
     """An unsigned 256-bit integer (wei, token base units, job ids). ``int`` in Python.
 
     ``DecimalField(78)`` loses digits above 15 on SQLite, so there the column is text, zero-padded
     to 78 digits: comparisons, ordering, MAX and CHECK constraints then agree with the numbers.
     """
+
+    if TYPE_CHECKING:
+        _pyi_private_set_type: int
+        _pyi_private_get_type: int
+        _pyi_lookup_exact_type: int
 
     description = "unsigned 256-bit integer"
 
@@ -83,14 +96,12 @@ class _HexField(_StrField):
 
     def get_prep_value(self, value: Any) -> str | None:
         if value is None or value == "":
-            return value
+            return cast("str | None", value)
         text = str(value).lower()
         if not re.fullmatch(rf"0x[0-9a-f]{{{self.digits}}}", text):
             raise ValueError(f"{self.name} must be 0x and {self.digits} hex digits, got {value!r}")
         return text
 
-    def from_db_value(self, value: Any, expression: Any, connection: BaseDatabaseWrapper) -> str | None:
-        return value
 
 
 class AddressField(_HexField):

@@ -103,9 +103,9 @@ def prove_due(chain: HostChain) -> int:
     proved = 0
     due = mine.filter(proof__isnull=True).due(CheckpointState.SEALED, CheckpointState.RETRY_AT, now=now)
     for checkpoint in due.select_related("session").order_by("id"):
-        lease = {"retry_at": timezone.now() + _PROVING_LEASE}
+        lease = timezone.now() + _PROVING_LEASE
         state = CheckpointState(checkpoint.state)
-        if checkpoints.move(checkpoint.pk, from_state=state, to_state=CheckpointState.PROVING, **lease):
+        if checkpoints.move(checkpoint.pk, from_state=state, to_state=CheckpointState.PROVING, retry_at=lease):
             checkpoint.refresh_from_db()
             proved += _prove(chain, checkpoint)
     return proved
@@ -217,7 +217,7 @@ def _refused(checkpoint: Checkpoint, reverted: CallReverted) -> None:
 
 
 def _pause(checkpoint: Checkpoint, *, first: timedelta) -> timedelta:
-    return min(_LONGEST_PAUSE, first * 2 ** min(checkpoint.retries, 10))
+    return min(_LONGEST_PAUSE, first * int(2 ** min(checkpoint.retries, 10)))
 
 
 def follow_transactions(chain: HostChain) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from eth_account.signers.local import LocalAccount
@@ -90,7 +91,7 @@ def chain_client() -> ChainClient:
 def host_account() -> LocalAccount | None:
     """The host's account, or ``None`` if it has no key. Raises ``KeyUnusable``."""
     environment = settings.ENVIRONMENT
-    if environment.host_keystore is not None:
+    if environment.host_keystore is not None and environment.host_keystore_password_file is not None:
         return account_of_keystore(environment.host_keystore, password_file=environment.host_keystore_password_file)
     if environment.host_private_key is not None:
         return account_of_key(environment.host_private_key)
@@ -109,7 +110,7 @@ def deployment_file() -> Path:
 def configured_deployment() -> Deployment:
     """The deployment of the configured chain with the environment's overrides. Raises ``NoDeployment``."""
     environment = settings.ENVIRONMENT
-    overrides = {
+    overrides: dict[str, Any] = {
         _OVERRIDES[name]: to_checksum_address(address) for name, address in environment.contract_overrides.items()
     }
     path = deployment_file()
