@@ -75,11 +75,13 @@ def ensure_embedded_host(progress: Progress) -> None:
     """Contracts on the embedded chain, and this host funded and registered there."""
     environment = settings.ENVIRONMENT
     url = environment.rpc_urls[0]
-    if environment.host_private_key is None and environment.host_keystore is None:
-        local_chain.make_host_key(environment.host_key_file)
-    deployment = local_chain.ensure_contracts(
+    deployment, fresh = local_chain.ensure_contracts(
         url, deployment_file=environment.local_deployment_file, progress=progress
     )
+    if environment.host_private_key is None and environment.host_keystore is None:
+        if fresh and environment.host_key_file.exists():
+            local_chain.retire_host_key(environment.host_key_file)
+        local_chain.make_host_key(environment.host_key_file)
     chain = host_chain()
     if chain.host is None:
         return

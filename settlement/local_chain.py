@@ -7,6 +7,7 @@ host's key is made at first start in a file only the owner can read. Never used 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,8 +47,13 @@ def make_host_key(path: Path) -> bool:
     return True
 
 
-def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str], None]) -> Deployment:
-    """The embedded chain's deployment; deploys if the chain has none. Raises ``DeploymentError``."""
+def retire_host_key(path: Path) -> None:
+    """Put the key of a chain that is gone aside: its nonces and earnings went with that chain."""
+    path.replace(path.with_suffix(f".retired-{int(time.time())}"))
+
+
+def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str], None]) -> tuple[Deployment, bool]:
+    """The embedded chain's deployment, and whether it was made now. Raises ``DeploymentError``."""
     w3 = Web3(HTTPProvider(url, request_kwargs={"timeout": 30}))
     if deployment_file.exists():
         try:
@@ -56,7 +62,7 @@ def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str
             progress(f"{error}; deploying again")
         else:
             if is_deployed(w3, deployment) and _same_chain(w3, deployment):
-                return deployment
+                return deployment, False
             progress("the chain does not hold the recorded contracts; deploying again")
     progress("deploying the contracts")
     deployer, treasury = local.accounts(url)[:2]
@@ -65,7 +71,7 @@ def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str
     partial = deployment_file.with_suffix(".partial")
     partial.write_text(deployment.to_json())
     partial.replace(deployment_file)
-    return deployment
+    return deployment, True
 
 
 def _same_chain(w3: Web3, deployment: Deployment) -> bool:
