@@ -18,9 +18,7 @@ from fabstir_site.serving import SERVING  # noqa: E402
 from jobs.routing import websocket_urlpatterns  # noqa: E402
 
 Scope = dict[str, Any]
-Application = Callable[
-    [Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
-]
+Application = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 
 def single_slashes(inner: Application) -> Application:

@@ -226,13 +226,15 @@ def _start_node(environment: Environment, supervisor: Supervisor, stop: threadin
     if environment.embedded_chain:
         local.wait_until_answering(_recorded(environment).rpc_url or "", timeout=30)
     _manage("prepare", stop)
-    supervisor.start_program("engine")
-    _wait_for_engine(environment, supervisor, stop)
-    _manage("preflight", stop)
-    for name in ("worker", "beat", "web"):
+    for name in ("engine", "worker", "beat"):
         if not stop.is_set():
             supervisor.start_program(name)
-    _wait_for_web(environment, supervisor, stop)
+    _wait_for_engine(environment, supervisor, stop)
+    # Clients are let in last.
+    _manage("preflight", stop)
+    if not stop.is_set():
+        supervisor.start_program("web")
+        _wait_for_web(environment, supervisor, stop)
 
 
 def _recorded(environment: Environment) -> Addresses:
@@ -294,9 +296,7 @@ def _wait_for_web(environment: Environment, supervisor: Supervisor, stop: thread
         if '"status": "ok"' in answer:
             return
         if "web" in supervisor.failures() or time.monotonic() > deadline:
-            raise StartRefused(
-                f"the web process is not ready ({answer}): {_last_line(supervisor.log_of('web'))}"
-            )
+            raise StartRefused(f"the web process is not ready ({answer}): {_last_line(supervisor.log_of('web'))}")
         stop.wait(0.1)
 
 

@@ -50,10 +50,11 @@ class Addresses:
     @classmethod
     def load(cls, data_dir: Path) -> Addresses:
         try:
-            recorded = json.loads(cls.path(data_dir).read_text())
-        except FileNotFoundError:
+            recorded = dict(json.loads(cls.path(data_dir).read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            # The second is for whoever writes there first to report.
             return cls()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"{cls.path(data_dir)} cannot be read ({error}). Delete it and start the node again."
             ) from error
@@ -254,7 +255,8 @@ def _text(raw: str) -> str:
 def _names(raw: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in raw.split(","))
     if not all(names):
-        raise ValueError(f"must be a comma-separated list without empty items, got {raw!r}.")
+        # Items may be URLs with tokens: they are not shown.
+        raise ValueError("must be a comma-separated list without empty items.")
     return names
 
 
@@ -311,16 +313,25 @@ def _one_of(*values: str) -> Callable[[str], str]:
 
 
 def _directory(raw: str) -> Path:
-    path = Path(raw).expanduser().absolute()
+    path = _path(raw)
     if path.exists() and not path.is_dir():
         raise ValueError(f"must be a directory, but {path} is a file.")
     return path
 
 
 def _existing_file(raw: str) -> Path:
-    path = Path(raw).expanduser().absolute()
+    path = _path(raw)
     if not path.is_file():
         raise ValueError(f"names {path}, which is not a file.")
+    return path
+
+
+def _path(raw: str) -> Path:
+    try:
+        path = Path(raw).expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot be used as a path: {error}.") from error
     return path
 
 
@@ -338,12 +349,14 @@ def _private_key(raw: str) -> str:
 
 
 def _url(raw: str, schemes: tuple[str, ...]) -> str:
-    parts = urlsplit(raw)
+    # URLs may carry tokens or passwords: name the scheme only.
+    try:
+        parts = urlsplit(raw)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must be a URL with a valid host and port (value not shown).") from None
     if parts.scheme not in schemes or not (parts.netloc or parts.path):
-        # URLs may carry tokens or passwords: name the scheme only.
-        raise ValueError(
-            f"must be a URL with one of the schemes {', '.join(schemes)}, got scheme {parts.scheme!r}."
-        )
+        raise ValueError(f"must be a URL with one of the schemes {', '.join(schemes)}, got scheme {parts.scheme!r}.")
     return raw
 
 

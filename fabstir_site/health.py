@@ -41,9 +41,7 @@ async def livez(request: HttpRequest) -> JsonResponse:
 async def readyz(request: HttpRequest) -> JsonResponse:
     """200 if a paid prompt can be served now, else 503 with the reasons."""
     issues = await _issues()
-    return JsonResponse(
-        {"status": "unready" if issues else "ok", "issues": issues}, status=503 if issues else 200
-    )
+    return JsonResponse({"status": "unready" if issues else "ok", "issues": issues}, status=503 if issues else 200)
 
 
 async def health(request: HttpRequest) -> JsonResponse:

@@ -18,7 +18,7 @@ _SECRETS = (
         re.compile(r"(?i)((?:private|secret|password|key)[^\s=:]{0,20}[\s=:'\"]{1,4})(?:0x)?[0-9a-f]{64}\b"),
         r"\1[redacted]",
     ),
-    (re.compile(r"(https?://)[^/\s@]+@"), r"\1[redacted]@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s@]+@"), r"\1[redacted]@"),
     (re.compile(r"(https?://[^/\s]+/(?:v\d+|rpc)/)[\w-]{12,}"), r"\1[redacted]"),
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import environ
+from django.templatetags.static import static
+from django.urls import reverse_lazy
 
 from fabstir_site import environment, logs
 
@@ -136,9 +138,51 @@ REST_FRAMEWORK = {
 
 LOGGING = logs.configuration(ENVIRONMENT.log_format)
 
+
+def _page(title: str, icon: str, name: str) -> dict[str, Any]:
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
+
+
 UNFOLD = {
     "SITE_TITLE": "Fabstir Host",
     "SITE_HEADER": "Fabstir Host",
     "SITE_SYMBOL": "bolt",
+    "SITE_URL": None,
     "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "STYLES": [lambda request: static("nodes/admin.css")],
+    "DASHBOARD_CALLBACK": "settlement.admin.dashboard.dashboard",
+    "SIDEBAR": {
+        "navigation": [
+            {"items": [_page("Overview", "dashboard", "index")]},
+            {
+                "title": "Work",
+                "items": [
+                    _page("Sessions and jobs", "forum", "jobs_session_changelist"),
+                    _page("Requests", "smart_toy", "jobs_inferencerequest_changelist"),
+                    _page("Token usage", "receipt_long", "jobs_tokenusage_changelist"),
+                ],
+            },
+            {
+                "title": "Settlement",
+                "items": [
+                    _page("Checkpoints", "flag", "settlement_checkpoint_changelist"),
+                    _page("Transactions", "swap_horiz", "settlement_transaction_changelist"),
+                    _page("Attempts", "send", "settlement_attempt_changelist"),
+                    _page("Receipts", "task_alt", "settlement_receipt_changelist"),
+                    _page("Earnings", "payments", "settlement_earning_changelist"),
+                ],
+            },
+            {
+                "title": "Node",
+                "items": [
+                    _page("Host", "dns", "nodes_host_changelist"),
+                    _page("Served models", "model_training", "nodes_servedmodel_changelist"),
+                    _page("Contracts", "contract", "settlement_contractdeployment_changelist"),
+                    _page("Chain cursor", "my_location", "settlement_chaincursor_changelist"),
+                    _page("Users", "person", "auth_user_changelist"),
+                ],
+            },
+        ],
+    },
 }

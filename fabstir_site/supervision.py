@@ -89,13 +89,11 @@ class Supervisor:
         return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
 
     def start_program(self, name: str) -> None:
-        """Start one program; returns once it has stayed up for supervisord's start time."""
+        """Start one program without waiting for it; ``failures`` tells if it did not stay up."""
         try:
-            self._rpc().supervisor.startProcess(name)
+            self._rpc().supervisor.startProcess(name, False)
         except xmlrpc.client.Fault as fault:
-            raise SupervisionError(
-                f"{name} did not start ({fault.faultString}); see {self.log_of(name)}"
-            ) from fault
+            raise SupervisionError(f"{name} did not start ({fault.faultString}); see {self.log_of(name)}") from fault
 
     def failures(self) -> list[str]:
         """Programs that supervisord has given up on, or supervisord itself."""
@@ -175,6 +173,4 @@ def _ends_with_parent(command: tuple[str, ...]) -> tuple[str, ...]:
 
 def _quoted(command: tuple[str, ...]) -> str:
     # supervisord splits like a shell and expands %.
-    return " ".join(
-        '"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"' for part in command
-    )
+    return " ".join('"' + part.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"' for part in command)

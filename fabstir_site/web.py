@@ -46,6 +46,4 @@ async def _drain() -> None:
     try:
         await asyncio.wait_for(SERVING.shut_down(), timeout=_DRAIN_SECONDS)
     except TimeoutError:
-        logger.error(
-            "generations did not end within %d s; up to one usage window each is lost", _DRAIN_SECONDS
-        )
+        logger.error("generations did not end within %d s; up to one usage window each is lost", _DRAIN_SECONDS)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
+from django.db import DatabaseError
 from django.utils import timezone
 
 from jobs import sessions
@@ -39,6 +40,17 @@ from nodes import catalog
 from nodes.database import in_database_thread
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ABANDON_SECONDS = 1.0
+
+_INTERNAL = RequestError(
+    code="internal_error",
+    message="The host failed to answer. Try again; its log has the details.",
+    status=500,
+)
 
 FinishReason = Literal["stop", "length", "cancelled", "budget", "error"]
 
@@ -136,9 +148,7 @@ class Completion:
                         self._queue.put_nowait(CompletionEvent(text=chunk.text, tokens=len(chunk.token_ids)))
             finish = self._billed_finish(finish, budget_bound=budget_bound)
         except MeteringUnavailable as failure:
-            error = RequestError(
-                code="metering_unavailable", message=f"{failure} Try again later.", status=503
-            )
+            error = _metering_unavailable(failure)
             await self._engine.cancel(str(self.id))
         except EngineError as failure:
             error = refusal_of(failure)
@@ -157,15 +167,21 @@ class Completion:
         try:
             await self.meter.flush()
         except MeteringUnavailable as failure:
-            error = error or RequestError(code="metering_unavailable", message=str(failure), status=503)
-            finish = "error"
+            error = error or _metering_unavailable(failure)
+        if finish == "error" or error is not None:
+            finish, error = "error", error or _INTERNAL
         states = {"error": RequestState.FAILED, "cancelled": RequestState.CANCELLED}
-        await in_database_thread(_finish_request)(
-            self.id,
-            state=states.get(finish, RequestState.FINISHED),
-            finish_reason=finish,
-            error="" if error is None else error.message,
-        )
+        try:
+            await in_database_thread(_finish_request)(
+                self.id,
+                state=states.get(finish, RequestState.FINISHED),
+                finish_reason=finish,
+                error="" if error is None else error.message,
+                prompt_tokens=self.prompt_tokens,
+            )
+        except DatabaseError:
+            # Its tokens are recorded; the row itself is closed by ``fail_abandoned_requests``.
+            logger.exception("request %s could not be marked as ended", self.id)
         self._queue.put_nowait(CompletionEvent(finish_reason=finish, error=error))
 
 
@@ -222,7 +238,7 @@ class Serving:
                 ) from failure
             if job is not None:
                 sessions.check_payable(job, host=self.jobs.host)
-                return await in_database_thread(sessions.open_job_session)(job, reference=reference)
+                return await _stored(sessions.open_job_session)(job, reference=reference)
         if not self.serve_unpaid:
             named = (
                 "names no job"
@@ -235,14 +251,12 @@ class Serving:
                 "Open a job for this host on the marketplace and send its id as job_id.",
                 status=402,
             )
-        return await in_database_thread(sessions.open_unpaid_session)(
-            reference, chain_id=self.jobs.chain_id
-        )
+        return await _stored(sessions.open_unpaid_session)(reference, chain_id=self.jobs.chain_id)
 
     async def start(self, request: CompletionRequest) -> Completion:
         """Admit ``request`` and begin to generate. Raises ``RequestError`` before any token is billed."""
         try:
-            model = await in_database_thread(catalog.resolve)(request.model)
+            model = await _stored(catalog.resolve)(request.model)
         except catalog.UnknownModel as unknown:
             raise RequestError(
                 code="model_not_found",
@@ -261,10 +275,27 @@ class Serving:
     async def _generate(
         self, request: CompletionRequest, model: str, context_length: int, opened: sessions.OpenedSession
     ) -> Completion:
+        row_id = uuid.uuid4()
+        beginning = asyncio.ensure_future(self._begin(row_id, request, model, context_length, opened))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # Nobody waits any more: what has begun is stopped, counted and closed all the same.
+            self._keep(asyncio.ensure_future(self._abandon(row_id, beginning)), None)
+            raise
+
+    async def _begin(
+        self,
+        row_id: uuid.UUID,
+        request: CompletionRequest,
+        model: str,
+        context_length: int,
+        opened: sessions.OpenedSession,
+    ) -> Completion:
+        """From the request's row to its first token; the rest runs in a task of its own."""
         allowed = (
             request.max_tokens if opened.tokens_left is None else min(request.max_tokens, opened.tokens_left)
         )
-        row_id = uuid.uuid4()
         stream = self.engine.generate(
             GenerationRequest(
                 request_id=str(row_id),
@@ -277,22 +308,15 @@ class Serving:
                 repetition_penalty=request.repetition_penalty,
             )
         )
-        await in_database_thread(_begin_request)(
-            row_id, request=request, session_id=opened.id, model=model
-        )
+        await _stored(_begin_request)(row_id, request=request, session_id=opened.id, model=model)
         try:
             first = await anext(stream)
         except EngineError as failure:
             refusal = refusal_of(failure)
             await in_database_thread(_finish_request)(
-                row_id, state=RequestState.FAILED, finish_reason="error", error=refusal.message
+                row_id, state=RequestState.FAILED, finish_reason="error", error=refusal.message, prompt_tokens=0
             )
             raise refusal from failure
-        except asyncio.CancelledError:
-            # Nobody waits any more, but the prompt is being read: let it be stopped, counted and closed.
-            self._keep(asyncio.ensure_future(self._abandon(row_id)), None)
-            raise
-        await in_database_thread(_set_prompt_tokens)(row_id, first.prompt_tokens)
         completion = Completion(
             id=row_id,
             session_id=opened.id,
@@ -320,11 +344,13 @@ class Serving:
         async with aclosing(stream):
             await completion.run(stream, first, budget_bound=budget_bound)
 
-    async def _abandon(self, row_id: uuid.UUID) -> None:
-        await self.engine.cancel(str(row_id))
-        await in_database_thread(_finish_request)(
-            row_id, state=RequestState.CANCELLED, finish_reason="cancelled", error=""
-        )
+    async def _abandon(self, row_id: uuid.UUID, beginning: asyncio.Task[Completion]) -> None:
+        # Asked again, since the engine may not know the request yet.
+        while not beginning.done():
+            await self.engine.cancel(str(row_id))
+            await asyncio.wait({beginning}, timeout=_ABANDON_SECONDS)
+        if beginning.exception() is None:
+            await beginning.result().cancel()
 
     def _keep(self, task: asyncio.Task[None], completion: Completion | None) -> None:
         # The event loop holds tasks weakly; a metering task must live until its books are closed.
@@ -343,6 +369,28 @@ class Serving:
                 await completion.cancel()
         while self._running:
             await asyncio.wait(set(self._running))
+
+
+def _metering_unavailable(failure: MeteringUnavailable) -> RequestError:
+    return RequestError(code="metering_unavailable", message=f"{failure} Try again later.", status=503)
+
+
+def _stored(unit_of_work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """``unit_of_work`` in a database thread; a database that is away is a refusal that says so."""
+
+    async def work(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await in_database_thread(unit_of_work)(*args, **kwargs)
+        except DatabaseError as failure:
+            logger.error("the database does not answer: %s", failure, extra={"event": "database_unavailable"})
+            raise RequestError(
+                code="service_unavailable",
+                message="The host's database does not answer. Try again shortly.",
+                status=503,
+                retry_after=5,
+            ) from failure
+
+    return work
 
 
 def refusal_of(failure: EngineError) -> RequestError:
@@ -381,11 +429,13 @@ def _begin_request(row_id: uuid.UUID, *, request: CompletionRequest, session_id:
     )
 
 
-def _set_prompt_tokens(row_id: uuid.UUID, prompt_tokens: int) -> None:
-    InferenceRequest.objects.filter(pk=row_id).update(prompt_tokens=prompt_tokens)
-
-
-def _finish_request(row_id: uuid.UUID, *, state: RequestState, finish_reason: str, error: str) -> None:
+def _finish_request(
+    row_id: uuid.UUID, *, state: RequestState, finish_reason: str, error: str, prompt_tokens: int
+) -> None:
     InferenceRequest.objects.filter(pk=row_id).update(
-        state=state, finish_reason=finish_reason, error=error[:500], finished_at=timezone.now()
+        state=state,
+        finish_reason=finish_reason,
+        error=error[:500],
+        prompt_tokens=prompt_tokens,
+        finished_at=timezone.now(),
     )

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_QUEUED_MESSAGES = 32
 _HISTORY_TURNS = 32
+_GENERATING = ("inference", "prompt")
 _PRESENCE_SECONDS = sessions.PRESENCE_LIFETIME.total_seconds() / 3
 
 # What a prompt of dialect (b) may leave out.
@@ -58,6 +59,9 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
         self.session_ids: set[int] = set()
         self.history: list[ChatMessage] = []
         self.current: Completion | None = None
+        self.unanswered_prompts = 0
+        # A cancel that came before the first token of the prompt it means.
+        self.cancel_next = False
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_QUEUED_MESSAGES)
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -104,11 +108,14 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
         if kind == "stream_cancel":
             if self.current is not None:
                 await self.current.cancel()
+            else:
+                self.cancel_next = self.unanswered_prompts > 0
         elif kind == "ping":
             await self._send({"type": "pong"})
         elif kind in self._answers:
             try:
                 self.messages.put_nowait(message)
+                self.unanswered_prompts += kind in _GENERATING
             except asyncio.QueueFull:
                 busy = (
                     f"This socket already has {MAX_QUEUED_MESSAGES} messages waiting. Wait for their answers."
@@ -141,6 +148,9 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             except Exception:  # the named boundary of a socket: one bad message must not end the others
                 logger.exception("a WebSocket message could not be answered")
                 await self._refuse(_INTERNAL, message)
+            if message["type"] in _GENERATING:
+                self.unanswered_prompts -= 1
+                self.cancel_next = False
 
     async def _inference(self, message: dict[str, Any]) -> None:
         """Dialect (a): everything is in the message."""
@@ -215,6 +225,8 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
         self.current = completion
         parts: list[str] = []
         try:
+            if self.cancel_next:
+                await completion.cancel()
             if completion.billing.claimable:
                 await self._attach(completion.session_id)
             async with aclosing(completion.events()) as events:
@@ -227,6 +239,10 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
                     else:
                         await self._send(_chunk("", 0, message))
                         await self._send(_end(completion, event.finish_reason, message))
+        except BaseException:
+            # The socket is gone or the host failed; the reading of events may not even have begun.
+            await asyncio.shield(completion.cancel())
+            raise
         finally:
             self.current = None
         return "".join(parts)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.urls import path
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.urls import path, re_path
 
 from jobs.completions import Serving
 from jobs.consumers import InferenceConsumer
 
 
+class UnknownAddress(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels is untyped
+    """Refuses a handshake at an address where there is nothing (HTTP 403)."""
+
+    async def connect(self) -> None:
+        await self.close()
+
+
 def websocket_urlpatterns(serving: Serving) -> list[Any]:
     """The routes of the WebSocket interface, served by ``serving``."""
-    return [path("v1/ws", InferenceConsumer.as_asgi(serving=serving))]
+    return [
+        path("v1/ws", InferenceConsumer.as_asgi(serving=serving)),
+        # A client that joins an address ending in "/" asks for "//v1/ws", of which the WebSocket
+        # library takes "v1" for a host name and leaves this.
+        path("ws", InferenceConsumer.as_asgi(serving=serving)),
+        re_path("", UnknownAddress.as_asgi()),
+    ]

@@ -18,7 +18,7 @@ from django.utils import timezone
 from jobs.models import Session, SessionState, TokenUsage
 from settlement import checkpoints, earnings, policy
 from settlement.chain.client import CallReverted, ChainUnavailable, NodeRefused
-from settlement.chain.contracts import Call
+from settlement.chain.contracts import Call, CodecError
 from settlement.chain.marketplaces import AcceptedClaim, Terms
 from settlement.host_chain import HostChain
 from settlement.models import (
@@ -40,8 +40,13 @@ _PROVING_LEASE = timedelta(minutes=10)
 _PROVER_PAUSE = timedelta(seconds=30)
 _LONGEST_PAUSE = timedelta(minutes=10)
 
-# Refusals that pass with time; every other custom error of the contracts is final.
-_PASSING_REVERTS = {"ClaimTooFast": timedelta(seconds=1), "DisputeWindowOpen": timedelta(seconds=5)}
+# Refusals that no waiting changes. Any other, an unexplained one above all, is tried again: giving up
+# would turn a node's hiccup into lost money.
+_FINAL_REVERTS = frozenset(
+    {"UnknownJob", "SessionNotActive", "NotAssignedHost", "TooFewTokens", "ExceedsDeposit", "ProofAlreadyUsed"}
+)
+_FIRST_PAUSES = {"ClaimTooFast": timedelta(seconds=1), "DisputeWindowOpen": timedelta(seconds=5)}
+_USUAL_FIRST_PAUSE = timedelta(seconds=10)
 
 
 def seal_due(chain: HostChain) -> int:
@@ -117,7 +122,7 @@ def _prove(chain: HostChain, checkpoint: Checkpoint) -> bool:
         witness = witness_of(chain, checkpoint)
         proof = prover.prove(witness)
         prover.verify(proof, witness)
-    except (ProverUnavailable, ChainUnavailable, NodeRefused) as failure:
+    except (ProverUnavailable, ChainUnavailable, NodeRefused, CallReverted, CodecError) as failure:
         until = timezone.now() + _pause(checkpoint, first=_PROVER_PAUSE)
         checkpoints.wait(checkpoint, until=until, reason=f"not proved: {failure}")
         logger.warning("%s not proved: %s", checkpoint, failure, extra={"event": "prover_unavailable"})
@@ -163,7 +168,8 @@ def _submit(chain: HostChain, checkpoint: Checkpoint) -> bool:
     since = session.last_claim_at or session.job_started_at or session.created_at
     earliest = terms.earliest_claim(checkpoint.tokens, since=since)
     if earliest > timezone.now():
-        return not checkpoints.wait(checkpoint, until=earliest, reason="the marketplace's rate rule")
+        checkpoints.wait(checkpoint, until=earliest, reason="the marketplace's rate rule")
+        return False
     call = claim_call(chain, checkpoint)
     try:
         chain.client.simulate(call, sender=chain.signer.address)
@@ -201,9 +207,9 @@ def completion_reference(session: Session) -> str:
 
 
 def _refused(checkpoint: Checkpoint, reverted: CallReverted) -> None:
-    """The contract refuses: wait if that passes, give up if it does not."""
-    passing = _PASSING_REVERTS.get(reverted.revert.name)
-    if passing is None:
+    """The contract refuses: give up if that is final, else wait."""
+    name = reverted.revert.name
+    if name in _FINAL_REVERTS:
         checkpoints.fail(checkpoint, reason=str(reverted.revert))
         logger.error(
             "%s refused for good: %s",
@@ -212,7 +218,7 @@ def _refused(checkpoint: Checkpoint, reverted: CallReverted) -> None:
             extra={"event": "claim_refused", "checkpoint_id": checkpoint.pk},
         )
     else:
-        until = timezone.now() + _pause(checkpoint, first=passing)
+        until = timezone.now() + _pause(checkpoint, first=_FIRST_PAUSES.get(name, _USUAL_FIRST_PAUSE))
         checkpoints.wait(checkpoint, until=until, reason=str(reverted.revert))
 
 

@@ -39,6 +39,8 @@ def _close(chain: HostChain, session: Session) -> bool:
     job = chain.marketplace.find_job(chain.client, job_id)
     if job is None:
         return False
+    if _completion_travels(session):
+        return False
     if job.status is not MarketplaceJobStatus.ACTIVE:
         return _finish_ended(session, status=job.status)
     blocked = session.checkpoints.filter(state__in=(CheckpointState.FAILED, CheckpointState.PAUSED)).exists()
@@ -59,6 +61,11 @@ def _finish_ended(session: Session, *, status: MarketplaceJobStatus) -> bool:
     )
     state = SessionState.COMPLETED if ours else SessionState.ENDED_ON_CHAIN
     return sessions.finish_session(session.pk, state=state, reason=f"job {status} on the chain")
+
+
+def _completion_travels(session: Session) -> bool:
+    """Our own completion is on its way: what ended the job is known once that is final."""
+    return Transaction.objects.unfinished().filter(key__startswith=_key(session)).exists()
 
 
 def _complete(chain: HostChain, session: Session) -> bool:
@@ -111,8 +118,8 @@ def apply_ended_job(ended: EndedJob, *, chain: HostChain) -> None:
         return
     with transaction.atomic():
         earnings.book_refund(ended, token=session.payment_token, deployment=chain.key, session_id=session.pk)
-        if session.checkpoints.unpaid().exists():
-            # Our own closing claim may be what ended it: its confirmation finishes the session.
+        if session.checkpoints.unpaid().exists() or _completion_travels(session):
+            # Our own closing claim or completion may be what ended it: its confirmation finishes the session.
             sessions.close_session(session.pk, reason=f"job {ended.status} on the chain")
             return
     lost = session.tokens_tracked - session.tokens_claimed

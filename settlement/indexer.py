@@ -22,7 +22,7 @@ RANGE_BLOCKS = 1000
 def index_events(chain: HostChain) -> int:
     """Apply the events of blocks that have become final; returns the last block applied."""
     final = chain.client.head().number - chain.confirmations + 1
-    start = _next_block(chain)
+    start = _next_block(chain, final=final)
     while start <= final:
         end = min(start + RANGE_BLOCKS - 1, final)
         block = chain.client.block(end)
@@ -38,7 +38,7 @@ def index_events(chain: HostChain) -> int:
     return start - 1
 
 
-def _next_block(chain: HostChain) -> int:
+def _next_block(chain: HostChain, *, final: int) -> int:
     cursor = ChainCursor.objects.filter(deployment=chain.key).first()
     if cursor is not None:
         block = chain.client.block(cursor.block_number)
@@ -49,4 +49,4 @@ def _next_block(chain: HostChain) -> int:
         )
     # A deployment that does not say where it starts is followed from now on.
     first = chain.deployment.deployed_at_block
-    return chain.client.head().number if first is None else first
+    return max(0, final) if first is None else first

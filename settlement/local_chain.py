@@ -61,7 +61,7 @@ def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str
         except DeploymentError as error:
             progress(f"{error}; deploying again")
         else:
-            if is_deployed(w3, deployment) and _same_chain(w3, deployment):
+            if is_deployed(w3, deployment):
                 return deployment, False
             progress("the chain does not hold the recorded contracts; deploying again")
     progress("deploying the contracts")
@@ -72,14 +72,6 @@ def ensure_contracts(url: str, *, deployment_file: Path, progress: Callable[[str
     partial.write_text(deployment.to_json())
     partial.replace(deployment_file)
     return deployment, True
-
-
-def _same_chain(w3: Web3, deployment: Deployment) -> bool:
-    """Two embedded chains have equal addresses; the block of the deployment tells them apart."""
-    if deployment.deployed_at_block is None or w3.eth.block_number < deployment.deployed_at_block:
-        return False
-    block = w3.eth.get_block(deployment.deployed_at_block)
-    return block["hash"].to_0x_hex() == deployment.block_hash
 
 
 def fund_host(url: str, *, host: str) -> None:

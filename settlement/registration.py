@@ -72,8 +72,12 @@ def register(
         min_price_stable=min_price_stable,
         value=chain.client.call(registry.min_stake()),
     )
+    key = f"register:{chain.key}:{chain.signer.address}:"
+    given_up = Transaction.objects.filter(
+        key__startswith=key, state__in=(TransactionState.FAILED, TransactionState.REVERTED)
+    ).count()
     row = outbox.enqueue(
-        key=f"register:{chain.key}:{chain.signer.address}",
+        key=f"{key}{given_up}",
         kind=TransactionKind.REGISTER,
         call=call,
         chain_id=chain.deployment.chain_id,

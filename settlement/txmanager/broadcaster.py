@@ -33,6 +33,7 @@ def broadcast(client: ChainClient, *, signer: Signer, max_fee_per_gas: int) -> i
     sender = signer.address
     handed_over = 0
     resend_lost(client, sender=sender)
+    refill_gap(client, sender=sender)
     while True:
         row = _in_progress(client, sender) or _start(client, sender)
         if row is None:
@@ -78,15 +79,15 @@ def _sign(client: ChainClient, row: Transaction, *, signer: Signer, max_fee_per_
     """Sign and store an attempt. ``None`` if it has to wait."""
     try:
         estimate = client.estimate_gas(raw_call(row), sender=row.sender)
-    except (CallReverted, NodeRefused) as failure:
+    except CallReverted as reverted:
         # The nonce never left this table, so it is free again.
-        reason = str(failure.revert) if isinstance(failure, CallReverted) else str(failure)
-        if isinstance(failure, NodeRefused) and classify(failure.message) is SendOutcome.INSUFFICIENT_FUNDS:
-            put_off(row, reason=f"{row.sender} cannot pay for gas: {failure.message}")
-        else:
-            Transaction.objects.filter(pk=row.pk, state=TransactionState.IN_PROGRESS).update(
-                state=TransactionState.FAILED, nonce=None, reason=reason[:500]
-            )
+        Transaction.objects.filter(pk=row.pk, state=TransactionState.IN_PROGRESS).update(
+            state=TransactionState.FAILED, nonce=None, reason=str(reverted.revert)[:500]
+        )
+        return None
+    except NodeRefused as refused:
+        poor = classify(refused.message) is SendOutcome.INSUFFICIENT_FUNDS
+        put_off(row, reason=f"{row.sender} cannot pay for gas: {refused}" if poor else str(refused))
         return None
     fees = fees_for(base_fee=client.head().base_fee, priority_fee=client.priority_fee(), cap=max_fee_per_gas)
     gas_limit = gas_limit_for(estimate)
@@ -158,6 +159,33 @@ def resend_lost(client: ChainClient, *, sender: str) -> None:
     for attempt in waiting:
         outcome, words = send_bytes(client, attempt)
         Attempt.objects.filter(pk=attempt.pk).update(sent_at=now, error=f"{outcome}: {words}"[:500])
+
+
+def refill_gap(client: ChainClient, *, sender: str) -> None:
+    """Send final transactions again that the chain no longer has, if any other waits behind their nonces.
+
+    A chain that lost its newest blocks (an embedded one that was killed, say) would else never mine anything
+    of this sender again. The same bytes have the same effect; what is booked stays booked.
+    """
+    mine = Transaction.objects.filter(chain_id=client.chain_id, sender=sender)
+    if not mine.unfinished().exists():
+        return
+    lost = Attempt.objects.filter(
+        transaction__in=mine.filter(
+            state__in=(TransactionState.FINAL, TransactionState.REVERTED),
+            nonce__gte=client.transaction_count(sender),
+        ),
+        state=AttemptState.MINED,
+    ).order_by("transaction__nonce")
+    for attempt in lost:
+        outcome, words = send_bytes(client, attempt)
+        logger.error(
+            "the chain no longer has %s, which was final: sent again (%s %s)",
+            attempt.hash,
+            outcome,
+            words,
+            extra={"event": "final_transaction_lost", "tx_hash": attempt.hash},
+        )
 
 
 def put_off(row: Transaction, *, reason: str) -> None:

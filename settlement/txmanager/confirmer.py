@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from settlement.chain.client import Block, CallReverted, ChainClient, MinedReceipt
 from settlement.models import Attempt, AttemptState, Receipt, Transaction, TransactionState
+from settlement.txmanager.broadcaster import RESEND_AFTER
 from settlement.txmanager.raw_call import raw_call
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _take_back(row: Transaction, receipt: Receipt) -> bool:
         if moved:
             # Old enough to be sent again at once.
             Attempt.objects.filter(pk=receipt.attempt_id).update(
-                state=AttemptState.SENT, sent_at=row.created_at
+                state=AttemptState.SENT, sent_at=timezone.now() - RESEND_AFTER
             )
             receipt.delete()
     return bool(moved)

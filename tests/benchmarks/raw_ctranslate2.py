@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for streams in (1, 2, 4):
         found = measure(arguments.directory, streams=streams)
-        print(f"{streams} streams: {found.tokens_per_second:.1f} tokens/s ({found.tokens} tokens)")  # noqa: T201
+        print(f"{streams} streams: {found.tokens_per_second:.1f} tokens/s ({found.tokens} tokens)")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="action", required=True)
         actions.add_parser("list", help="show the served models")
         add = actions.add_parser("add", help="add a model and serve it")
-        add.add_argument("source", help=f"{BUILT_IN!r} or {DEFAULT_MODEL.id!r} (built in), a .gguf file or a CTranslate2 directory")
+        add.add_argument("source", help=f"{BUILT_IN!r} ({DEFAULT_MODEL.id}), a .gguf file or a CTranslate2 directory")
         add.add_argument("--id", help="name of the model (default: the file's or directory's name)")
         add.add_argument("--alias", action="append", default=[], help="another name; may be repeated")
         add.add_argument("--default", action="store_true", help="serve it when no model is named")

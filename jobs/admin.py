@@ -1,0 +1,217 @@
+"""Admin pages of sessions, requests and counted tokens.
+
+``SessionAdmin`` is registered by the settlement app, which adds what became of a session's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.safestring import SafeString
+
+from jobs import sessions
+from jobs.models import InferenceRequest, RequestState, Session, SessionState, TokenUsage
+from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
+
+if TYPE_CHECKING:
+
+    def page_action(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+
+else:
+    # Unfold is untyped.
+    from unfold.decorators import action as page_action
+
+CLOSED_BY_OPERATOR = "closed by the operator"
+_SESSION_COLOURS = {
+    SessionState.OPEN: "info",
+    SessionState.CLOSING: "warning",
+    SessionState.COMPLETED: "success",
+}
+_REQUEST_COLOURS = {
+    RequestState.RUNNING: "info",
+    RequestState.FINISHED: "success",
+    RequestState.FAILED: "danger",
+}
+
+
+class RequestInline(ReadOnlyInline):
+    """The prompts of a session."""
+
+    model = InferenceRequest
+    verbose_name_plural = "Requests"
+    fields = ("page", "path", "model", "standing", "prompt_tokens", "completion_tokens", "finish_reason", "created_at")
+    readonly_fields = fields
+    ordering = ("-created_at",)
+
+    @admin.display(description="request")
+    def page(self, request: InferenceRequest) -> SafeString | str:
+        return page_link(request, text=str(request.pk)[:8])
+
+    @admin.display(description="state")
+    def standing(self, request: InferenceRequest) -> SafeString:
+        return badge(request.state, colour=_REQUEST_COLOURS.get(RequestState(request.state), "neutral"))
+
+
+class UsageInline(ReadOnlyInline):
+    """The counted tokens of a request or session."""
+
+    model = TokenUsage
+    verbose_name_plural = "Token usage"
+    fields = ("tokens", "count", "path", "created_at")
+    readonly_fields = fields
+    ordering = ("first_index",)
+
+    @admin.display(description="token indices")
+    def tokens(self, usage: TokenUsage) -> str:
+        return token_range(usage)
+
+
+def token_range(usage: TokenUsage) -> str:
+    """The half-open range of a session's tokens that a row counts."""
+    return f"[{usage.first_index}, {usage.first_index + usage.count})"
+
+
+class SessionAdmin(ReadOnlyAdmin):
+    """Sessions and the jobs that pay for them. Nothing can be edited; an open session can be closed."""
+
+    list_display: tuple[str, ...] = (
+        "name",
+        "standing",
+        "payer",
+        "tokens",
+        "budget",
+        "checkpoint_count",
+        "last_activity_at",
+    )
+    list_filter = ("state", "had_socket", ("job_id", admin.EmptyFieldListFilter), "created_at")
+    search_fields = ("client_session_id",)
+    search_help_text = "Job id, session id of the client, or address of the depositor"
+    job_id_lookup = "job_id"
+    address_lookups = ("depositor", "host", "payment_token")
+    actions = ("close_now",)
+    actions_detail = ("close_this_now",)
+    inlines: ClassVar[tuple[type[ReadOnlyInline], ...]] = (RequestInline,)
+
+    def has_close_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        """Who may change sessions by the permissions of the database may close them."""
+        return bool(request.user.has_perm("jobs.change_session"))
+
+    @admin.action(description="Close session now", permissions=["close"])
+    def close_now(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
+        closed = sum(
+            sessions.close_session(pk, reason=CLOSED_BY_OPERATOR) for pk in queryset.values_list("pk", flat=True)
+        )
+        messages.success(request, f"{closed} sessions closed; what they still owe is being claimed.")
+
+    @page_action(
+        description="Close session now",
+        url_path="close",
+        icon="stop_circle",
+        permissions=["close"],
+        dialog={
+            "title": "Close this session now?",
+            "description": "It accepts no further prompts. Tokens that are not claimed yet are claimed, "
+            "and then the job is completed.",
+            "form_submit_text": "Close session",
+        },
+    )
+    def close_this_now(self, request: HttpRequest, form: Any, object_id: str) -> HttpResponse:
+        session = self.get_object(request, object_id)
+        if session is not None and sessions.close_session(session.pk, reason=CLOSED_BY_OPERATOR):
+            messages.success(request, "Closed; what is still owed is being claimed.")
+        else:
+            messages.warning(request, "This session was not open.")
+        page = reverse("admin:jobs_session_change", args=[object_id])
+        return HttpResponse(headers={"HX-Redirect": page})
+
+    @admin.display(description="session", ordering="job_id")
+    def name(self, session: Session) -> str:
+        return f"job {session.job_id}" if session.job_id is not None else f"session {session.pk}, no job"
+
+    @admin.display(description="state", ordering="state")
+    def standing(self, session: Session) -> SafeString:
+        return badge(session.state, colour=_SESSION_COLOURS.get(SessionState(session.state), "neutral"))
+
+    @admin.display(description="depositor", ordering="depositor")
+    def payer(self, session: Session) -> SafeString | str:
+        return chain_value(session.depositor, short=True)
+
+    @admin.display(description="tokens tracked / sealed / claimed", ordering="tokens_tracked")
+    def tokens(self, session: Session) -> str:
+        return f"{session.tokens_tracked} / {session.tokens_sealed} / {session.tokens_claimed}"
+
+    @admin.display(description="tokens left", empty_value=NOTHING)
+    def budget(self, session: Session) -> str | None:
+        return None if session.tokens_left is None else f"{session.tokens_left} of {session.token_budget}"
+
+
+@admin.register(InferenceRequest)
+class InferenceRequestAdmin(ReadOnlyAdmin):
+    """Prompts and what came of them. No text is kept."""
+
+    list_display = (
+        "short_id",
+        "session_page",
+        "path",
+        "model",
+        "standing",
+        "prompt_tokens",
+        "completion_tokens",
+        "unpaid_tokens",
+        "finish_reason",
+        "created_at",
+    )
+    list_filter = ("state", "path", "model", "created_at")
+    list_select_related = ("session",)
+    search_fields = ("client_request_id", "session__client_session_id")
+    search_help_text = "Job id, or id of the request or session given by the client"
+    job_id_lookup = "session__job_id"
+    inlines = (UsageInline,)
+    fieldsets = (
+        (None, {"fields": ("id", "session_page", "client_request_id", "path", "model", "standing")}),
+        ("Tokens", {"fields": ("max_tokens", "prompt_tokens", "completion_tokens", "unpaid_tokens")}),
+        ("Outcome", {"fields": ("finish_reason", "error", "created_at", "finished_at")}),
+    )
+
+    @admin.display(description="request", ordering="id")
+    def short_id(self, request: InferenceRequest) -> str:
+        return str(request.pk)[:8]
+
+    @admin.display(description="session", ordering="session")
+    def session_page(self, request: InferenceRequest) -> SafeString | str:
+        return page_link(request.session)
+
+    @admin.display(description="state", ordering="state")
+    def standing(self, request: InferenceRequest) -> SafeString:
+        return badge(request.state, colour=_REQUEST_COLOURS.get(RequestState(request.state), "neutral"))
+
+
+@admin.register(TokenUsage)
+class TokenUsageAdmin(ReadOnlyAdmin):
+    """The ledger of counted tokens: append-only, in the database and here."""
+
+    list_display = ("tokens", "count", "session_page", "request_page", "path", "created_at")
+    list_filter = ("path", "created_at")
+    list_select_related = ("session", "request")
+    search_fields = ("session__client_session_id",)
+    search_help_text = "Job id, or session id of the client"
+    job_id_lookup = "session__job_id"
+    ordering = ("-id",)
+    fields = ("session_page", "request_page", "tokens", "count", "path", "created_at")
+
+    @admin.display(description="token indices", ordering="first_index")
+    def tokens(self, usage: TokenUsage) -> str:
+        return token_range(usage)
+
+    @admin.display(description="session", ordering="session")
+    def session_page(self, usage: TokenUsage) -> SafeString | str:
+        return page_link(usage.session)
+
+    @admin.display(description="request")
+    def request_page(self, usage: TokenUsage) -> SafeString | str:
+        return page_link(usage.request, text=str(usage.request_id)[:8])

@@ -1,0 +1,107 @@
+"""Admin pages of the host and of the models it serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from nodes.models import Host, ServedModel
+from nodes.read_only_admin import BaseAdmin, ReadOnlyAdmin, badge, chain_value
+
+if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[ServedModel]
+else:
+    ModelForm = forms.ModelForm
+
+
+@admin.register(Host)
+class HostAdmin(ReadOnlyAdmin):
+    """This node's account, as the node registry showed it last."""
+
+    list_display = ("account", "chain_id", "registration", "api_url", "checked_at")
+    list_filter = ("chain_id", "registered")
+    search_fields = ("api_url",)
+    address_lookups = ("address",)
+    fieldsets = (
+        (None, {"fields": ("account_in_full", "chain_id", "registration", "checked_at")}),
+        ("As registered", {"fields": ("api_url", "public_key_in_full")}),
+    )
+
+    @admin.display(description="address", ordering="address")
+    def account(self, host: Host) -> SafeString | str:
+        return chain_value(host.address, short=True)
+
+    @admin.display(description="address")
+    def account_in_full(self, host: Host) -> SafeString | str:
+        return chain_value(host.address)
+
+    @admin.display(description="public key")
+    def public_key_in_full(self, host: Host) -> SafeString | str:
+        return chain_value(host.public_key)
+
+    @admin.display(description="registered", ordering="registered")
+    def registration(self, host: Host) -> SafeString:
+        if host.registered:
+            return badge("registered", colour="success")
+        return badge("not registered", colour="warning")
+
+
+class ServedModelForm(ModelForm):
+    """What an operator may change about a model: the names it answers to, and whether it is served."""
+
+    def clean_aliases(self) -> list[str]:
+        """Names must be text, and must not name another model (``nodes.catalog`` promises one meaning)."""
+        aliases = self.cleaned_data["aliases"] or []
+        if not isinstance(aliases, list) or not all(isinstance(name, str) and name.strip() for name in aliases):
+            raise forms.ValidationError('Enter a JSON list of names, such as ["default", "small"].')
+        for other in ServedModel.objects.exclude(pk=self.instance.pk):
+            taken = sorted({other.id, *other.aliases} & set(aliases))
+            if taken:
+                raise forms.ValidationError(f"{', '.join(taken)} already names the model {other.id}.")
+        return list(dict.fromkeys(aliases))
+
+
+@admin.register(ServedModel)
+class ServedModelAdmin(BaseAdmin):
+    """The models that clients may ask for. Files come and go by command, not here."""
+
+    form = ServedModelForm
+    list_display = ("id", "names", "architecture", "quantization", "context_length", "is_default", "enabled")
+    list_filter = ("enabled", "is_default", "architecture")
+    search_fields = ("id", "source")
+    list_fullwidth = True
+    show_full_result_count = False
+    readonly_fields = (
+        "id",
+        "path",
+        "source",
+        "architecture",
+        "quantization",
+        "context_length",
+        "vocabulary_size",
+        "manifest_hash",
+        "added_at",
+    )
+    fieldsets = (
+        (None, {"fields": ("id", "aliases", "enabled", "is_default")}),
+        ("Model", {"fields": ("architecture", "quantization", "context_length", "vocabulary_size")}),
+        ("Files", {"fields": ("path", "source", "manifest_hash", "added_at")}),
+    )
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description="further names")
+    def names(self, model: ServedModel) -> str:
+        return ", ".join(model.aliases)
+
+    @admin.display(description="manifest sha256")
+    def manifest_hash(self, model: ServedModel) -> SafeString | str:
+        return chain_value(model.manifest_sha256)

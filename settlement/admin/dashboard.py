@@ -1,0 +1,144 @@
+"""The admin's front page: what an operator wants to know first.
+
+Guarantees that its numbers come from the database alone, so that it opens while the chain is away,
+and that amounts are added up in Python, since SQLite cannot add uint256 columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Count, Sum
+from django.http import HttpRequest
+from django.urls import reverse
+
+from jobs.models import Session
+from nodes.models import Host
+from nodes.read_only_admin import NOTHING
+from settlement.admin.links import address_value
+from settlement.admin.money import row_unit, with_unit
+from settlement.admin.states import checkpoint_badge
+from settlement.amounts import Unit, format_amount, format_shares
+from settlement.chain.deployment import DeploymentError
+from settlement.chain.marketplaces import UnsupportedGeneration
+from settlement.chain.signer import KeyUnusable
+from settlement.host_chain import NoDeployment, host_chain
+from settlement.models import Checkpoint, CheckpointState, ContractDeployment, Earning, EarningKind
+
+_NEEDS_OPERATOR = (CheckpointState.FAILED, CheckpointState.PAUSED)
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """Unfold's callback: what ``templates/admin/index.html`` shows."""
+    context.update(
+        cards=_cards(),
+        host=_host(),
+        money=_money(),
+        checkpoints=_checkpoints(),
+        failed_checkpoints_link=_checkpoint_list(CheckpointState.FAILED),
+    )
+    return context
+
+
+def _cards() -> list[dict[str, Any]]:
+    with_job = Session.objects.with_job()
+    tokens = with_job.aggregate(
+        tracked=Sum("tokens_tracked", default=0),
+        sealed=Sum("tokens_sealed", default=0),
+        claimed=Sum("tokens_claimed", default=0),
+    )
+    sessions = reverse("admin:jobs_session_changelist")
+    unfinished = with_job.closing().count()
+    return [
+        {
+            "title": "Sessions open",
+            "value": Session.objects.open().count(),
+            "note": f"{unfinished} closing",
+            "href": f"{sessions}?state__exact=open",
+        },
+        {"title": "Tokens tracked", "value": tokens["tracked"], "note": "of jobs", "href": sessions},
+        {
+            "title": "Tokens sealed",
+            "value": tokens["sealed"],
+            "note": f"{tokens['tracked'] - tokens['sealed']} not sealed yet",
+            "href": reverse("admin:settlement_checkpoint_changelist"),
+        },
+        {
+            "title": "Tokens claimed",
+            "value": tokens["claimed"],
+            "note": f"{tokens['sealed'] - tokens['claimed']} on their way",
+            "href": reverse("admin:settlement_checkpoint_changelist"),
+        },
+    ]
+
+
+def _host() -> dict[str, Any]:
+    """Who this host is and whether it can claim. Reads files and keys, not the network."""
+    environment = settings.ENVIRONMENT
+    found: dict[str, Any] = {
+        "chain_id": environment.chain_id,
+        "embedded": environment.embedded_chain,
+        "address": NOTHING,
+        "problem": "",
+        "registered": False,
+        "fee": "",
+        "key": "",
+    }
+    try:
+        chain = host_chain()
+    except (NoDeployment, UnsupportedGeneration, KeyUnusable, DeploymentError) as problem:
+        found["problem"] = str(problem)
+        return found
+    fee = (
+        ContractDeployment.objects.filter(deployment=chain.key, name="job_marketplace")
+        .values_list("fee_basis_points", flat=True)
+        .first()
+    )
+    found["fee"] = "" if fee is None else format_shares(fee)
+    if chain.host is None:
+        found["problem"] = "No host key: tokens are tracked and never claimed."
+        return found
+    found["address"] = address_value(chain.host, chain_id=environment.chain_id)
+    found["registered"] = Host.objects.filter(
+        chain_id=environment.chain_id, address=chain.host.lower(), registered=True
+    ).exists()
+    return found
+
+
+def _money() -> list[dict[str, Any]]:
+    """One row per unit, one amount per kind."""
+    sums: dict[tuple[Unit, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    earnings = with_unit(Earning.objects.order_by(), deployment="deployment", paid_in="token")
+    for earning in earnings.only("kind", "token", "amount").iterator():
+        unit = row_unit(earning, token=earning.token)
+        # Tokens that the node knows nothing about must not be added to each other.
+        token = earning.token if unit.decimals == 0 else ""
+        sums[unit, token][earning.kind] += earning.amount
+    return [
+        {
+            "symbol": unit.symbol,
+            "token": token,
+            "amounts": [format_amount(amounts[kind], unit) if kind in amounts else NOTHING for kind in EarningKind],
+        }
+        for (unit, token), amounts in sorted(sums.items(), key=lambda item: (item[0][0].symbol, item[0][1]))
+    ]
+
+
+def _checkpoints() -> list[dict[str, Any]]:
+    counts = dict(Checkpoint.objects.order_by().values_list("state").annotate(Count("pk")))
+    return [
+        {
+            "badge": checkpoint_badge(state),
+            "count": counts[state],
+            "href": _checkpoint_list(state),
+            "alarming": state in _NEEDS_OPERATOR,
+        }
+        for state in CheckpointState
+        if state in counts
+    ]
+
+
+def _checkpoint_list(state: CheckpointState) -> str:
+    return f"{reverse('admin:settlement_checkpoint_changelist')}?state__exact={state.value}"

@@ -1,0 +1,97 @@
+"""A client that goes away at any moment before its first token leaves nothing running and nothing uncounted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from jobs import completions, sessions
+from jobs.models import InferenceRequest
+from tests.flows.flow import Flow, held_after, prompt_body
+
+
+@pytest.mark.parametrize("produced", [0, 1, 5])
+def test_a_client_gone_while_the_database_is_slow_leaves_closed_books(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, produced: int
+):
+    job_id = flow.world.open_usdc()
+    flow.use(held_after(produced))
+    original, reached, released = completions._begin_request, threading.Event(), threading.Event()
+
+    def slow(*arguments, **named):
+        reached.set()
+        assert released.wait(10)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(completions, "_begin_request", slow)
+
+    async def play() -> None:
+        exchange = await flow.exchange(prompt_body(500, job_id=job_id)).send()
+        while not reached.is_set():
+            await asyncio.sleep(0.001)
+        dropping = asyncio.ensure_future(exchange.drop())
+        await asyncio.sleep(0.01)
+        released.set()
+        await dropping
+        await flow.settled()
+
+    flow.run(play())
+    request = InferenceRequest.objects.get()
+    assert request.state == "cancelled"
+    assert flow.tracked(job_id) == request.completion_tokens <= produced
+    assert flow.engine._stops == {}, "the engine still generates"
+
+
+def test_a_cancel_before_the_first_token_stops_the_prompt_it_means(flow: Flow):
+    job_id = flow.world.open_usdc()
+    reply = held_after(0)
+
+    async def play() -> tuple[dict, dict]:
+        flow.use(reply)
+        async with flow.socket() as socket:
+            await socket.ask({"type": "session_init", "session_id": str(job_id)})
+            await socket.send({"type": "prompt", "id": "a", "request": prompt_body(500)})
+            while not flow.engine.requests:
+                await asyncio.sleep(0.001)
+            await socket.send({"type": "stream_cancel", "session_id": str(job_id)})
+            await asyncio.sleep(0.01)
+            flow.engine.resumed.set()
+            cancelled = (await socket.until("stream_end"))[-1]
+            await socket.send({"type": "prompt", "id": "b", "request": prompt_body(5)})
+            return cancelled, (await socket.until("stream_end"))[-1]
+
+    cancelled, following = flow.run(play())
+    assert (cancelled["id"], cancelled["reason"]) == ("a", "cancelled")
+    assert cancelled["tokens_used"] <= 2
+    assert (following["id"], following["reason"], following["tokens_used"]) == ("b", "complete", 5)
+    assert flow.tracked(job_id) == cancelled["tokens_used"] + 5
+
+
+def test_a_socket_lost_while_it_is_bound_to_its_session_stops_the_generation(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = flow.world.open_usdc()
+    original, reached, released = sessions.attach_socket, threading.Event(), threading.Event()
+
+    def slow(*arguments, **named):
+        reached.set()
+        assert released.wait(10)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(sessions, "attach_socket", slow)
+    flow.use(held_after(5))
+
+    async def play() -> None:
+        async with flow.socket() as socket:
+            await socket.send({"type": "inference", "request": prompt_body(500, job_id=job_id)})
+            while not reached.is_set():
+                await asyncio.sleep(0.001)
+            await socket.drop()
+        released.set()
+        await flow.settled()
+
+    flow.run(play())
+    assert InferenceRequest.objects.get().state == "cancelled"
+    assert flow.tracked(job_id) <= 5
