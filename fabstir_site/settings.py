@@ -150,6 +150,7 @@ UNFOLD = {
     "SITE_URL": None,
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("nodes/favicon.svg")}],
     "STYLES": [lambda request: static("nodes/admin.css")],
     "DASHBOARD_CALLBACK": "settlement.admin.dashboard.dashboard",
     "SIDEBAR": {

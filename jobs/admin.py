@@ -90,7 +90,7 @@ class SessionAdmin(ReadOnlyAdmin):
     )
     list_filter = ("state", "had_socket", ("job_id", admin.EmptyFieldListFilter), "created_at")
     search_fields = ("client_session_id",)
-    search_help_text = "Job id, session id of the client, or address of the depositor"
+    search_help_text = "Job id, client session id or depositor"
     job_id_lookup = "job_id"
     address_lookups = ("depositor", "host", "payment_token")
     actions = ("close_now",)
@@ -162,14 +162,13 @@ class InferenceRequestAdmin(ReadOnlyAdmin):
         "standing",
         "prompt_tokens",
         "completion_tokens",
-        "unpaid_tokens",
         "finish_reason",
         "created_at",
     )
     list_filter = ("state", "path", "model", "created_at")
     list_select_related = ("session",)
     search_fields = ("client_request_id", "session__client_session_id")
-    search_help_text = "Job id, or id of the request or session given by the client"
+    search_help_text = "Job id, or the client's own ids"
     job_id_lookup = "session__job_id"
     inlines = (UsageInline,)
     fieldsets = (
@@ -199,7 +198,7 @@ class TokenUsageAdmin(ReadOnlyAdmin):
     list_filter = ("path", "created_at")
     list_select_related = ("session", "request")
     search_fields = ("session__client_session_id",)
-    search_help_text = "Job id, or session id of the client"
+    search_help_text = "Job id or client session id"
     job_id_lookup = "session__job_id"
     ordering = ("-id",)
     fields = ("session_page", "request_page", "tokens", "count", "path", "created_at")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
+from django.db import transaction
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
@@ -14,7 +15,10 @@ from nodes.read_only_admin import BaseAdmin, ReadOnlyAdmin, badge, chain_value
 
 if TYPE_CHECKING:
     ModelForm = forms.ModelForm[ServedModel]
+    UnfoldBooleanSwitchWidget = forms.CheckboxInput
 else:
+    from unfold.widgets import UnfoldBooleanSwitchWidget
+
     ModelForm = forms.ModelForm
 
 
@@ -53,6 +57,19 @@ class HostAdmin(ReadOnlyAdmin):
 class ServedModelForm(ModelForm):
     """What an operator may change about a model: the names it answers to, and whether it is served."""
 
+    make_default = forms.BooleanField(
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+        help_text="The model that takes over from the present default, which stays in service.",
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """There is one default while there is any, and it is served: it cannot be switched off."""
+        cleaned = super().clean() or self.cleaned_data
+        if not cleaned.get("enabled") and (self.instance.is_default or cleaned.get("make_default")):
+            self.add_error("enabled", "The default model is always served. Make another model the default first.")
+        return cleaned
+
     def clean_aliases(self) -> list[str]:
         """Names must be text, and must not name another model (``nodes.catalog`` promises one meaning)."""
         aliases = self.cleaned_data["aliases"] or []
@@ -77,6 +94,7 @@ class ServedModelAdmin(BaseAdmin):
     show_full_result_count = False
     readonly_fields = (
         "id",
+        "is_default",
         "path",
         "source",
         "architecture",
@@ -87,7 +105,7 @@ class ServedModelAdmin(BaseAdmin):
         "added_at",
     )
     fieldsets = (
-        (None, {"fields": ("id", "aliases", "enabled", "is_default")}),
+        (None, {"fields": ("id", "aliases", "enabled", "is_default", "make_default")}),
         ("Model", {"fields": ("architecture", "quantization", "context_length", "vocabulary_size")}),
         ("Files", {"fields": ("path", "source", "manifest_hash", "added_at")}),
     )
@@ -97,6 +115,13 @@ class ServedModelAdmin(BaseAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+    def save_model(self, request: HttpRequest, obj: ServedModel, form: ServedModelForm, change: bool) -> None:
+        with transaction.atomic():
+            if form.cleaned_data["make_default"]:
+                ServedModel.objects.exclude(pk=obj.pk).update(is_default=False)
+                obj.is_default = True
+            super().save_model(request, obj, form, change)
 
     @admin.display(description="further names")
     def names(self, model: ServedModel) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, chain_value, page_link
+from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, chain_value, moment, page_link
 from settlement.admin.links import transaction_value
 from settlement.admin.money import shares_text, split_cell, with_unit
 from settlement.admin.states import checkpoint_badge, transaction_badge
@@ -22,9 +23,13 @@ class TimelineInline(ReadOnlyInline):
 
     model = CheckpointEvent
     verbose_name_plural = "Timeline"
-    fields = ("at", "was", "became", "reason")
+    fields = ("when", "was", "became", "reason")
     readonly_fields = fields
     ordering = ("id",)
+
+    @admin.display(description="at (UTC)")
+    def when(self, event: CheckpointEvent) -> SafeString:
+        return moment(event.at)
 
     @admin.display(description="from")
     def was(self, event: CheckpointEvent) -> SafeString | str:
@@ -51,9 +56,10 @@ class CheckpointColumns:
         return checkpoint_badge(checkpoint.state)
 
     @admin.display(description="tokens", ordering="from_token")
-    def tokens(self, checkpoint: Checkpoint) -> str:
+    def tokens(self, checkpoint: Checkpoint) -> SafeString:
         closing = ", closing" if checkpoint.closing else ""
-        return f"{checkpoint.tokens}: [{checkpoint.from_token}, {checkpoint.to_token}){closing}"
+        count, first, end = checkpoint.tokens, checkpoint.from_token, checkpoint.to_token
+        return format_html('<span class="amount">{}: [{}, {}){}</span>', count, first, end, closing)
 
     @admin.display(description="host + treasury = gross", ordering="gross")
     def split(self, checkpoint: Checkpoint) -> SafeString | str:
@@ -65,7 +71,8 @@ class CheckpointColumns:
 
     @admin.display(description="transaction")
     def transaction_page(self, checkpoint: Checkpoint) -> SafeString | str:
-        return page_link(checkpoint.transaction)
+        transaction = checkpoint.transaction
+        return NOTHING if transaction is None else page_link(transaction, text=transaction.get_kind_display())
 
     @admin.display(description="transaction state")
     def transaction_standing(self, checkpoint: Checkpoint) -> SafeString | str:
@@ -112,12 +119,11 @@ class CheckpointAdmin(CheckpointColumns, ReadOnlyAdmin):
         "tokens",
         "split",
         "transaction_hash",
-        "created_at",
         "confirmed_at",
     )
     list_filter = ("state", "closing", "prover", "created_at")
     search_fields = ("session__client_session_id", "reason")
-    search_help_text = "Job id, transaction or proof hash, or address of the depositor"
+    search_help_text = "Job id, hash or depositor"
     job_id_lookup = "session__job_id"
     address_lookups = ("session__depositor",)
     hash_lookups = ("proof_hash", "transaction__attempts__hash")

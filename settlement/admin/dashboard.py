@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, Sum
+from django.db.models import Count, F, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 
@@ -18,9 +18,9 @@ from jobs.models import Session
 from nodes.models import Host
 from nodes.read_only_admin import NOTHING
 from settlement.admin.links import address_value
-from settlement.admin.money import row_unit, with_unit
+from settlement.admin.money import with_unit
 from settlement.admin.states import checkpoint_badge
-from settlement.amounts import Unit, format_amount, format_shares
+from settlement.amounts import Unit, format_amount, format_shares, unit_of
 from settlement.chain.deployment import DeploymentError
 from settlement.chain.marketplaces import UnsupportedGeneration
 from settlement.chain.signer import KeyUnusable
@@ -50,12 +50,16 @@ def _cards() -> list[dict[str, Any]]:
         claimed=Sum("tokens_claimed", default=0),
     )
     sessions = reverse("admin:jobs_session_changelist")
-    unfinished = with_job.closing().count()
+    without_job = Session.objects.open().filter(job_id__isnull=True).count()
+    given_up = Checkpoint.objects.filter(state=CheckpointState.FAILED).aggregate(
+        tokens=Sum(F("to_token") - F("from_token"), default=0)
+    )["tokens"]
+    on_their_way = tokens["sealed"] - tokens["claimed"] - given_up
     return [
         {
             "title": "Sessions open",
-            "value": Session.objects.open().count(),
-            "note": f"{unfinished} closing",
+            "value": with_job.open().count(),
+            "note": f"{with_job.closing().count()} closing, {without_job} without a job",
             "href": f"{sessions}?state__exact=open",
         },
         {"title": "Tokens tracked", "value": tokens["tracked"], "note": "of jobs", "href": sessions},
@@ -68,7 +72,7 @@ def _cards() -> list[dict[str, Any]]:
         {
             "title": "Tokens claimed",
             "value": tokens["claimed"],
-            "note": f"{tokens['sealed'] - tokens['claimed']} on their way",
+            "note": f"{on_their_way} on their way" + (f", {given_up} given up" if given_up else ""),
             "href": reverse("admin:settlement_checkpoint_changelist"),
         },
     ]
@@ -110,12 +114,11 @@ def _host() -> dict[str, Any]:
 def _money() -> list[dict[str, Any]]:
     """One row per unit, one amount per kind."""
     sums: dict[tuple[Unit, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    earnings = with_unit(Earning.objects.order_by(), deployment="deployment", paid_in="token")
-    for earning in earnings.only("kind", "token", "amount").iterator():
-        unit = row_unit(earning, token=earning.token)
+    earnings: QuerySet[Any] = with_unit(Earning.objects.order_by(), deployment="deployment", paid_in="token")
+    for kind, token, amount, is_usdc in earnings.values_list("kind", "token", "amount", "paid_in_usdc").iterator():
+        unit = unit_of(token, is_usdc=is_usdc)
         # Tokens that the node knows nothing about must not be added to each other.
-        token = earning.token if unit.decimals == 0 else ""
-        sums[unit, token][earning.kind] += earning.amount
+        sums[unit, token if unit.decimals == 0 else ""][kind] += amount
     return [
         {
             "symbol": unit.symbol,

@@ -75,7 +75,7 @@ class EarningAdmin(EarningColumns, ReadOnlyAdmin):
     list_filter = ("kind", "created_at")
     list_select_related = ("session",)
     search_fields = ("deployment", "session__client_session_id")
-    search_help_text = "Job id, transaction hash, or address of the token or depositor"
+    search_help_text = "Job id, hash or address"
     job_id_lookup = "session__job_id"
     address_lookups = ("token", "session__depositor")
     hash_lookups = ("transaction_hash", "block_hash")

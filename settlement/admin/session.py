@@ -47,29 +47,27 @@ class SettledSessionAdmin(SessionAdmin):
                     "depositor_in_full",
                     "host_in_full",
                     "token_in_full",
-                    "formatted_deposit",
-                    "formatted_price",
-                    "token_budget",
-                    "budget",
+                    ("formatted_deposit", "formatted_price"),
+                    ("token_budget", "budget"),
                 )
             },
         ),
         (
             "Tokens",
-            {"fields": ("tokens_tracked", "tokens_sealed", "tokens_claimed", "tokens_inherited", "checkpoint_count")},
+            {
+                "fields": (
+                    ("tokens_tracked", "tokens_sealed", "tokens_claimed"),
+                    ("tokens_inherited", "checkpoint_count"),
+                )
+            },
         ),
         (
             "Times",
             {
                 "fields": (
-                    "created_at",
-                    "last_activity_at",
-                    "job_started_at",
-                    "job_expires_at",
-                    "idle_timeout_seconds",
-                    "last_claim_at",
-                    "closed_at",
-                    "had_socket",
+                    ("created_at", "last_activity_at", "closed_at"),
+                    ("job_started_at", "job_expires_at", "last_claim_at"),
+                    ("idle_timeout_seconds", "had_socket"),
                 )
             },
         ),

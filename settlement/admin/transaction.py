@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.db.models import F, Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from nodes.read_only_admin import ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
@@ -47,12 +48,12 @@ class AttemptColumns:
         return attempt_badge(attempt.state)
 
     @admin.display(description="fee cap", ordering="max_fee_per_gas")
-    def fee_cap(self, attempt: Attempt) -> str:
-        return format_amount(attempt.max_fee_per_gas, GWEI)
+    def fee_cap(self, attempt: Attempt) -> SafeString:
+        return _gwei(attempt.max_fee_per_gas)
 
     @admin.display(description="tip cap", ordering="max_priority_fee_per_gas")
-    def tip_cap(self, attempt: Attempt) -> str:
-        return format_amount(attempt.max_priority_fee_per_gas, GWEI)
+    def tip_cap(self, attempt: Attempt) -> SafeString:
+        return _gwei(attempt.max_priority_fee_per_gas)
 
 
 class AttemptInline(AttemptColumns, ReadOnlyInline):
@@ -102,11 +103,10 @@ class TransactionAdmin(ReadOnlyAdmin):
     list_filter = ("state", "kind", "chain_id", "created_at")
     list_select_related = ("checkpoint__session",)
     search_fields = ("key", "reason")
-    search_help_text = "Job id, transaction hash, or address of the sender or contract"
+    search_help_text = "Job id, hash or address"
     job_id_lookup = "checkpoint__session__job_id"
     address_lookups = ("sender", "to")
     hash_lookups = ("attempts__hash",)
-    inlines = (AttemptInline, ReceiptInline)
     fieldsets = (
         (None, {"fields": ("kind", "standing", "served", "reason", "retries", "retry_at")}),
         ("Call", {"fields": ("chain_id", "sender_in_full", "to_in_full", "value_in_eth", "nonce", "calldata")}),
@@ -115,6 +115,9 @@ class TransactionAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return with_shown_hash(super().get_queryset(request))
+
+    def get_inlines(self, request: HttpRequest, obj: Transaction | None) -> list[type[Any]]:
+        return [AttemptInline, ReceiptInline] if hasattr(obj, "receipt") else [AttemptInline]
 
     @admin.display(description="transaction", ordering="kind")
     def name(self, transaction: Transaction) -> str:
@@ -230,6 +233,10 @@ class ReceiptAdmin(ReadOnlyAdmin):
     @admin.display(description="fee")
     def fee(self, receipt: Receipt) -> str:
         return fee_text(receipt)
+
+
+def _gwei(amount: int) -> SafeString:
+    return format_html('<span class="amount">{}</span>', format_amount(amount, GWEI))
 
 
 def _outcome(receipt: Receipt) -> SafeString:

@@ -19,7 +19,7 @@ from tests import factories
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
-CHROMIUM = os.environ.get("FABSTIR_CHROMIUM", "/usr/bin/chromium")
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -73,7 +73,7 @@ async def watched(browser: Browser, live_server: LiveServer, tmp_path: Path) -> 
     await sync_to_async(factories.make_world)()
     await sync_to_async(get_user_model().objects.create_superuser)("operator", password=PASSWORD)
     page = await browser.new_page(base_url=live_server.url, viewport={"width": 1440, "height": 900})
-    directory = Path(os.environ.get("FABSTIR_SCREENSHOTS", tmp_path))
+    directory = Path(os.environ.get("SCREENSHOTS_DIR", tmp_path))
     directory.mkdir(parents=True, exist_ok=True)
     watched = Watched(page, screenshots=directory)
     await watched.open("/admin/", name="login")

@@ -18,7 +18,7 @@ def address(model: ServedModel, kind: str = "change") -> str:
 
 def test_names_and_switches_can_be_edited_and_nothing_else(admin_client: Client) -> None:
     model = factories.make_served_model()
-    sent = {"aliases": '["other"]', "enabled": "on", "is_default": "on", "path": "/elsewhere", "context_length": "1"}
+    sent = {"aliases": '["other"]', "enabled": "on", "path": "/elsewhere", "context_length": "1"}
     assert admin_client.post(address(model), sent).status_code == 302
     model.refresh_from_db()
     assert (model.aliases, model.path, model.context_length) == (["other"], "/models/small-model", 2048)
@@ -28,14 +28,14 @@ def test_names_and_switches_can_be_edited_and_nothing_else(admin_client: Client)
 def test_unusable_names_are_refused(admin_client: Client, aliases: str) -> None:
     model = factories.make_served_model()
     factories.make_served_model("second", aliases=["taken"], is_default=False)
-    answer = admin_client.post(address(model), {"aliases": aliases, "enabled": "on", "is_default": "on"})
+    answer = admin_client.post(address(model), {"aliases": aliases, "enabled": "on"})
     assert answer.status_code == 200
     assert answer.context["adminform"].form.errors["aliases"]
 
 
 def test_default_model_cannot_be_disabled(admin_client: Client) -> None:
     model = factories.make_served_model()
-    answer = admin_client.post(address(model), {"aliases": "[]", "is_default": "on"})
+    answer = admin_client.post(address(model), {"aliases": "[]"})
     assert answer.status_code == 200
     model.refresh_from_db()
     assert model.enabled
@@ -44,7 +44,7 @@ def test_default_model_cannot_be_disabled(admin_client: Client) -> None:
 def test_another_model_becomes_the_default(admin_client: Client) -> None:
     first = factories.make_served_model()
     second = factories.make_served_model("second", aliases=[], is_default=False)
-    sent = {"aliases": "[]", "enabled": "on", "is_default": "on"}
+    sent = {"aliases": "[]", "enabled": "on", "make_default": "on"}
     assert admin_client.post(address(second), sent).status_code == 302
     first.refresh_from_db()
     second.refresh_from_db()

@@ -118,6 +118,8 @@ def test_checkpoint_page_shows_money_timeline_and_transaction(admin_client: Clie
     assert "0.360000 + 0.040000 = 0.400000 USDC" in text
     assert "90.00 % / 10.00 %" in text
     assert checkpoint.transaction.receipt.attempt.hash in text
+    for event in checkpoint.events.all():
+        assert f"{event.at:%Y-%m-%d %H:%M:%S}." in text
     states = re.findall(r"\b(sealed|proving|proved|queued|sent|mined|confirmed)\b", text.partition("Timeline")[2])
     assert states == [
         *("sealed", "sealed", "proving", "proving", "proved", "proved", "queued"),
