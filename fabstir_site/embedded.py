@@ -225,13 +225,13 @@ def _start_node(environment: Environment, supervisor: Supervisor, stop: threadin
     """From an empty or an old data directory to a node that passed its preflight and accepts jobs."""
     if environment.embedded_chain:
         local.wait_until_answering(_recorded(environment).rpc_url or "", timeout=30)
-    _manage("prepare", stop)
+    _manage("prepare", environment, stop)
     for name in ("engine", "worker", "beat"):
         if not stop.is_set():
             supervisor.start_program(name)
     _wait_for_engine(environment, supervisor, stop)
     # Clients are let in last.
-    _manage("preflight", stop)
+    _manage("preflight", environment, stop)
     if not stop.is_set():
         supervisor.start_program("web")
         _wait_for_web(environment, supervisor, stop)
@@ -241,23 +241,29 @@ def _recorded(environment: Environment) -> Addresses:
     return Addresses.load(environment.data_dir)
 
 
-def _manage(command: str, stop: threading.Event) -> None:
+def _manage(command: str, environment: Environment, stop: threading.Event) -> None:
     """Run a management command in a process of its own; its output is the person's to read."""
     if stop.is_set():
         return
-    process = subprocess.Popen(  # noqa: S603 - fixed arguments
-        [sys.executable, str(environments.CHECKOUT / "manage.py"), command],
-        cwd=environments.CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=local.die_with_parent,
-    )
+    errors = environment.data_dir / "log" / f"{command}.log"
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(  # noqa: S603 - fixed arguments
+            [sys.executable, str(environments.CHECKOUT / "manage.py"), command],
+            cwd=environments.CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=local.die_with_parent,
+        )
     while process.poll() is None:
         if stop.wait(0.05):
             process.terminate()
             process.wait()
             return
     if process.returncode != 0:
+        problem = errors.read_text(errors="replace").strip().splitlines()
+        if problem:
+            raise StartRefused(f"{problem[-1].removeprefix('CommandError: ')} (all of it in {errors})")
         raise StartRefused(f"`manage.py {command}` found a problem (see above)")
 
 
@@ -265,7 +271,7 @@ def _wait_for_engine(environment: Environment, supervisor: Supervisor, stop: thr
     """The socket appears once the models are verified and loaded."""
     deadline = time.monotonic() + _READY_SECONDS
     while not stop.is_set() and not _listens(environment.engine_socket):
-        if "engine" in supervisor.failures() or time.monotonic() > deadline:
+        if supervisor.has_ended("engine") or time.monotonic() > deadline:
             raise StartRefused(f"the engine did not start: {_last_line(supervisor.log_of('engine'))}")
         stop.wait(0.05)
 
@@ -295,7 +301,7 @@ def _wait_for_web(environment: Environment, supervisor: Supervisor, stop: thread
             answer = "no answer"
         if '"status": "ok"' in answer:
             return
-        if "web" in supervisor.failures() or time.monotonic() > deadline:
+        if supervisor.has_ended("web") or time.monotonic() > deadline:
             raise StartRefused(f"the web process is not ready ({answer}): {_last_line(supervisor.log_of('web'))}")
         stop.wait(0.1)
 

@@ -102,6 +102,10 @@ class Supervisor:
         states = self._rpc().supervisor.getAllProcessInfo()
         return [state["name"] for state in states if state["statename"] in ("FATAL", "UNKNOWN")]
 
+    def has_ended(self, name: str) -> bool:
+        """Whether a program has ended since the tree started, even if supervisord starts it again."""
+        return bool(self._rpc().supervisor.getProcessInfo(name)["stop"])
+
     def states(self) -> dict[str, str]:
         """supervisord's word for each program: RUNNING, EXITED, …"""
         return {state["name"]: state["statename"] for state in self._rpc().supervisor.getAllProcessInfo()}

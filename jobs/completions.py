@@ -22,20 +22,16 @@ from django.utils import timezone
 from jobs import sessions
 from jobs.inference.engine import (
     ChatMessage,
-    ContextLengthExceeded,
     Engine,
-    EngineBusy,
     EngineError,
-    EngineUnavailable,
     GenerationRequest,
-    ModelNotLoaded,
-    RequestRefused,
     TokenChunk,
 )
 from jobs.job_source import JobSource, JobSourceUnavailable
 from jobs.metering import Meter, MeteringUnavailable
 from jobs.models import DeliveryPath, InferenceRequest, RequestState
 from jobs.protocol import BillingNote, RequestError, SessionReference, invalid
+from jobs.refusals import INTERNAL, metering_unavailable, refusal_of
 from nodes import catalog
 from nodes.database import in_database_thread
 
@@ -45,12 +41,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ABANDON_SECONDS = 1.0
-
-_INTERNAL = RequestError(
-    code="internal_error",
-    message="The host failed to answer. Try again; its log has the details.",
-    status=500,
-)
 
 FinishReason = Literal["stop", "length", "cancelled", "budget", "error"]
 
@@ -148,7 +138,7 @@ class Completion:
                         self._queue.put_nowait(CompletionEvent(text=chunk.text, tokens=len(chunk.token_ids)))
             finish = self._billed_finish(finish, budget_bound=budget_bound)
         except MeteringUnavailable as failure:
-            error = _metering_unavailable(failure)
+            error = metering_unavailable(failure)
             await self._engine.cancel(str(self.id))
         except EngineError as failure:
             error = refusal_of(failure)
@@ -167,9 +157,9 @@ class Completion:
         try:
             await self.meter.flush()
         except MeteringUnavailable as failure:
-            error = error or _metering_unavailable(failure)
+            error = error or metering_unavailable(failure)
         if finish == "error" or error is not None:
-            finish, error = "error", error or _INTERNAL
+            finish, error = "error", error or INTERNAL
         states = {"error": RequestState.FAILED, "cancelled": RequestState.CANCELLED}
         try:
             await in_database_thread(_finish_request)(
@@ -185,9 +175,7 @@ class Completion:
         self._queue.put_nowait(CompletionEvent(finish_reason=finish, error=error))
 
 
-async def _chunks(
-    stream: AsyncIterator[TokenChunk], first: TokenChunk, meter: Meter
-) -> AsyncIterator[TokenChunk]:
+async def _chunks(stream: AsyncIterator[TokenChunk], first: TokenChunk, meter: Meter) -> AsyncIterator[TokenChunk]:
     """``first`` and the rest of ``stream``, counted; records windows that fall due while waiting."""
     await meter.count(len(first.token_ids))
     yield first
@@ -241,9 +229,7 @@ class Serving:
                 return await _stored(sessions.open_job_session)(job, reference=reference)
         if not self.serve_unpaid:
             named = (
-                "names no job"
-                if reference.job_id is None
-                else f"names job {reference.job_id}, which does not exist"
+                "names no job" if reference.job_id is None else f"names job {reference.job_id}, which does not exist"
             )
             raise RequestError(
                 code="payment_required",
@@ -293,9 +279,7 @@ class Serving:
         opened: sessions.OpenedSession,
     ) -> Completion:
         """From the request's row to its first token; the rest runs in a task of its own."""
-        allowed = (
-            request.max_tokens if opened.tokens_left is None else min(request.max_tokens, opened.tokens_left)
-        )
+        allowed = request.max_tokens if opened.tokens_left is None else min(request.max_tokens, opened.tokens_left)
         stream = self.engine.generate(
             GenerationRequest(
                 request_id=str(row_id),
@@ -324,9 +308,7 @@ class Serving:
             prompt_tokens=first.prompt_tokens,
             context_length=context_length,
             billing=opened.billing,
-            meter=Meter(
-                session_id=opened.id, request_id=row_id, path=request.path, tokens_left=opened.tokens_left
-            ),
+            meter=Meter(session_id=opened.id, request_id=row_id, path=request.path, tokens_left=opened.tokens_left),
             _engine=self.engine,
         )
         run = self._run(completion, stream, first, budget_bound=allowed < request.max_tokens)
@@ -371,10 +353,6 @@ class Serving:
             await asyncio.wait(set(self._running))
 
 
-def _metering_unavailable(failure: MeteringUnavailable) -> RequestError:
-    return RequestError(code="metering_unavailable", message=f"{failure} Try again later.", status=503)
-
-
 def _stored(unit_of_work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     """``unit_of_work`` in a database thread; a database that is away is a refusal that says so."""
 
@@ -391,31 +369,6 @@ def _stored(unit_of_work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]
             ) from failure
 
     return work
-
-
-def refusal_of(failure: EngineError) -> RequestError:
-    """What a client is told about an engine's failure."""
-    if isinstance(failure, ContextLengthExceeded):
-        return RequestError(
-            code="TOKEN_LIMIT_EXCEEDED",
-            message=f"{failure}. Shorten the prompt or the conversation.",
-            status=400,
-            details={"prompt_tokens": failure.prompt_tokens, "context_window_size": failure.context_length},
-        )
-    if isinstance(failure, RequestRefused):
-        return invalid(f"{failure}")
-    if isinstance(failure, EngineBusy):
-        return RequestError(
-            code="service_unavailable",
-            message="All slots of this host are taken. Try again shortly.",
-            status=503,
-            retry_after=failure.retry_after,
-        )
-    if isinstance(failure, ModelNotLoaded | EngineUnavailable):
-        return RequestError(
-            code="service_unavailable", message=f"{failure} Try again shortly.", status=503, retry_after=2
-        )
-    return RequestError(code="internal_error", message=f"Inference failed: {failure}", status=500)
 
 
 def _begin_request(row_id: uuid.UUID, *, request: CompletionRequest, session_id: int, model: str) -> None:

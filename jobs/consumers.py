@@ -24,6 +24,7 @@ from jobs.completions import Completion, CompletionRequest, Serving
 from jobs.inference.engine import ChatMessage
 from jobs.models import DeliveryPath
 from jobs.protocol import RequestError, SessionReference, invalid, wire_job_id
+from jobs.refusals import INTERNAL
 from jobs.serializers import completion_request, parse_json_object
 from jobs.streaming import usage_of
 from nodes.database import in_database_thread
@@ -38,12 +39,6 @@ _PRESENCE_SECONDS = sessions.PRESENCE_LIFETIME.total_seconds() / 3
 
 # What a prompt of dialect (b) may leave out.
 _PROMPT_DEFAULTS = {"model": "default", "max_tokens": 4000, "temperature": 0.7, "stream": True}
-
-_INTERNAL = RequestError(
-    code="internal_error",
-    message="The host failed to answer. Try again; its log has the details.",
-    status=500,
-)
 
 
 class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels is untyped
@@ -112,17 +107,13 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
                 self.cancel_next = self.unanswered_prompts > 0
         elif kind == "ping":
             await self._send({"type": "pong"})
-        elif kind in self._answers:
+        elif isinstance(kind, str) and kind in self._answers:
             try:
                 self.messages.put_nowait(message)
                 self.unanswered_prompts += kind in _GENERATING
             except asyncio.QueueFull:
-                busy = (
-                    f"This socket already has {MAX_QUEUED_MESSAGES} messages waiting. Wait for their answers."
-                )
-                await self._refuse(
-                    RequestError(code="rate_limit_exceeded", message=busy, status=429), message
-                )
+                busy = f"This socket already has {MAX_QUEUED_MESSAGES} messages waiting. Wait for their answers."
+                await self._refuse(RequestError(code="rate_limit_exceeded", message=busy, status=429), message)
         elif isinstance(kind, str) and kind.startswith("encrypted_"):
             await self._refuse(
                 RequestError(
@@ -134,9 +125,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             )
         else:
             known = ", ".join(("stream_cancel", "ping", *self._answers))
-            await self._refuse(
-                invalid(f"Unknown message type {kind!r:.80}. Known: {known}.", field="type"), message
-            )
+            await self._refuse(invalid(f"Unknown message type {kind!r:.80}. Known: {known}.", field="type"), message)
 
     async def _answer_in_order(self) -> None:
         while True:
@@ -147,7 +136,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
                 await self._refuse(refusal, message)
             except Exception:  # the named boundary of a socket: one bad message must not end the others
                 logger.exception("a WebSocket message could not be answered")
-                await self._refuse(_INTERNAL, message)
+                await self._refuse(INTERNAL, message)
             if message["type"] in _GENERATING:
                 self.unanswered_prompts -= 1
                 self.cancel_next = False
@@ -186,11 +175,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
         body = message.get("request") or {}
         if not isinstance(body, dict):
             raise invalid("request must be an object.", field="request")
-        own = {
-            name: message[name]
-            for name in ("prompt", "model", "max_tokens", "temperature")
-            if name in message
-        }
+        own = {name: message[name] for name in ("prompt", "model", "max_tokens", "temperature") if name in message}
         body = {**_PROMPT_DEFAULTS, **own, **body}
         reference = SessionReference.read({**message, **body}).merged_with(self.reference)
         request, values = completion_request(
@@ -206,9 +191,7 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
     async def _session_end(self, message: dict[str, Any]) -> None:
         """The client is done: close the session of this socket without waiting for the grace period."""
         for session_id in sorted(self.session_ids):
-            await in_database_thread(sessions.close_session)(
-                session_id, reason="client ended the session"
-            )
+            await in_database_thread(sessions.close_session)(session_id, reason="client ended the session")
         ended = {"type": "session_end_ack", "status": "success", "sessions_closed": len(self.session_ids)}
         await self._send(_with_id(ended, message))
 
@@ -267,16 +250,20 @@ class InferenceConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             if self.session_ids:
                 await in_database_thread(sessions.refresh_socket)(self.connection_id)
 
-    async def _refuse(
-        self, refusal: RequestError, message: Mapping[str, Any], *, tokens_used: int = 0
-    ) -> None:
+    async def _refuse(self, refusal: RequestError, message: Mapping[str, Any], *, tokens_used: int = 0) -> None:
         message_id, session_id = _text_of(message, "id"), _text_of(message, "session_id")
         await self._send(refusal.frame(message_id=message_id, session_id=session_id))
         end = {"type": "stream_end", "reason": "error", "tokens_used": tokens_used, "finish_reason": "error"}
         await self._send(_with_id(end, message))
 
     async def _send(self, frame: Mapping[str, Any]) -> None:
-        await self.send(text_data=json.dumps(frame, ensure_ascii=False))
+        text = json.dumps(frame, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # What a client sent and gets back (its ``id``, say) holds a lone surrogate: escape it again.
+            text = json.dumps(frame)
+        await self.send(text_data=text)
 
 
 def _text_of(message: Mapping[str, Any], name: str) -> str | None:

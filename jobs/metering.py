@@ -64,9 +64,7 @@ def record_usage(*, session_id: int, request_id: UUID, count: int, path: Deliver
             completion_tokens=F("completion_tokens") + count,
             unpaid_tokens=F("unpaid_tokens") + (count - billable),
         )
-    return Recorded(
-        billable=billable, unpaid=count - billable, tokens_left=None if left is None else left - billable
-    )
+    return Recorded(billable=billable, unpaid=count - billable, tokens_left=None if left is None else left - billable)
 
 
 @dataclass(slots=True, kw_only=True)

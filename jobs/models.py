@@ -57,13 +57,9 @@ class Session(models.Model):
     payment_token = AddressField(blank=True)
     deposit = Uint256Field(default=0)
     price_per_token = Uint256Field(default=0)
-    token_budget = models.BigIntegerField(
-        null=True, blank=True, help_text="Tokens that the deposit pays for."
-    )
+    token_budget = models.BigIntegerField(null=True, blank=True, help_text="Tokens that the deposit pays for.")
     job_started_at = models.DateTimeField(null=True, blank=True)
-    job_expires_at = models.DateTimeField(
-        null=True, blank=True, help_text="Start + longest duration, chain time."
-    )
+    job_expires_at = models.DateTimeField(null=True, blank=True, help_text="Start + longest duration, chain time.")
     idle_timeout_seconds = models.PositiveBigIntegerField(null=True, blank=True)
 
     state = models.CharField(max_length=20, choices=SessionState, default=SessionState.OPEN)
@@ -89,9 +85,7 @@ class Session(models.Model):
         indexes = [
             models.Index(fields=["state", "last_activity_at"], name="session_state_activity"),
             models.Index(fields=["client_session_id"], name="session_client_id"),
-            models.Index(
-                fields=["id"], condition=Q(tokens_tracked__gt=F("tokens_sealed")), name="session_unsealed"
-            ),
+            models.Index(fields=["id"], condition=Q(tokens_tracked__gt=F("tokens_sealed")), name="session_unsealed"),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -136,9 +130,7 @@ class SocketPresence(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(
-                fields=["session", "connection_id"], name="one_presence_per_socket_and_session"
-            )
+            models.UniqueConstraint(fields=["session", "connection_id"], name="one_presence_per_socket_and_session")
         ]
 
     def __str__(self) -> str:
@@ -171,9 +163,7 @@ class InferenceRequest(models.Model):
     model = models.CharField(max_length=120)
     max_tokens = models.PositiveIntegerField()
     prompt_tokens = models.PositiveIntegerField(default=0)
-    completion_tokens = models.PositiveIntegerField(
-        default=0, help_text="Token ids counted for this request."
-    )
+    completion_tokens = models.PositiveIntegerField(default=0, help_text="Token ids counted for this request.")
     unpaid_tokens = models.PositiveIntegerField(
         default=0, help_text="Generated after the deposit was used up by requests running beside it."
     )

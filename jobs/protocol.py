@@ -117,8 +117,9 @@ class SessionReference:
 def _session_id(value: object, *, field: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or len(value) > 200:
-        raise invalid(f"{field} must be a string of at most 200 characters or a number.", field=field)
+    # Neither lone surrogates nor NUL can be stored.
+    if not isinstance(value, str) or len(value) > 200 or not value.strip().isprintable():
+        raise invalid(f"{field} must be a string of at most 200 printable characters or a number.", field=field)
     return value.strip()
 
 

@@ -149,11 +149,7 @@ def open_unpaid_session(reference: SessionReference, *, chain_id: int) -> Opened
     with transaction.atomic():
         session = None
         if reference.session_id:
-            session = (
-                Session.objects.open()
-                .filter(job_id__isnull=True, client_session_id=reference.session_id)
-                .first()
-            )
+            session = Session.objects.open().filter(job_id__isnull=True, client_session_id=reference.session_id).first()
         if session is None:
             session = Session.objects.create(client_session_id=reference.session_id, last_activity_at=now)
         else:
@@ -180,20 +176,22 @@ def refresh_socket(connection_id: UUID) -> None:
 def detach_socket(connection_id: UUID) -> None:
     """The WebSocket is gone: the grace period of its sessions starts now."""
     with transaction.atomic():
-        sessions = list(
-            SocketPresence.objects.filter(connection_id=connection_id).values_list("session_id", flat=True)
-        )
+        sessions = list(SocketPresence.objects.filter(connection_id=connection_id).values_list("session_id", flat=True))
         SocketPresence.objects.filter(connection_id=connection_id).delete()
         Session.objects.filter(pk__in=sessions).update(last_activity_at=timezone.now())
 
 
 def close_session(session_id: int, *, reason: str) -> bool:
-    """End a session: no further prompts, leftovers are claimed. ``False`` if it was not open."""
-    return bool(
-        Session.objects.filter(pk=session_id, state=SessionState.OPEN).update(
-            state=SessionState.CLOSING, close_reason=reason, closed_at=timezone.now()
-        )
-    )
+    """End a session: no further prompts, leftovers are claimed. ``False`` if it was not open.
+
+    Without a job there is nothing left to be done for it, so it is complete at once.
+    """
+    open_one = Session.objects.filter(pk=session_id, state=SessionState.OPEN)
+    ended = {"close_reason": reason, "closed_at": timezone.now()}
+    with transaction.atomic():
+        closing = open_one.with_job().update(state=SessionState.CLOSING, **ended)
+        completed = open_one.filter(job_id__isnull=True).update(state=SessionState.COMPLETED, **ended)
+    return bool(closing or completed)
 
 
 def finish_session(session_id: int, *, state: SessionState, reason: str) -> bool:
@@ -206,14 +204,14 @@ def finish_session(session_id: int, *, state: SessionState, reason: str) -> bool
 
 
 def close_due_sessions(*, now: datetime, grace: timedelta, idle: timedelta) -> list[int]:
-    """Close job sessions whose client is gone or whose job is about to run out; returns their ids.
+    """Close sessions whose client is gone or whose job is about to run out; returns their ids.
 
     ``grace`` applies after the last socket of a session dropped, ``idle`` to sessions that never
     had one (HTTP only). A job's own idle time-out is stricter than either where it is shorter.
     """
     SocketPresence.objects.filter(seen_at__lt=now - PRESENCE_LIFETIME).delete()
     sockets = SocketPresence.objects.filter(session_id=OuterRef("pk"))
-    quiet = Session.objects.open().with_job().filter(~Exists(sockets))
+    quiet = Session.objects.open().filter(~Exists(sockets))
     dropped = quiet.filter(had_socket=True, last_activity_at__lte=now - grace)
     idled = quiet.filter(had_socket=False, last_activity_at__lte=now - idle)
     running_out = Session.objects.open().with_job().filter(job_expires_at__lte=now + CLOSE_BEFORE_TIMEOUT)
@@ -226,16 +224,13 @@ def close_due_sessions(*, now: datetime, grace: timedelta, idle: timedelta) -> l
 def _about_to_idle_out(*, now: datetime) -> list[int]:
     """Sessions with so old a last claim that the contract soon lets anybody time the job out."""
     candidates = (
-        Session.objects.open()
-        .with_job()
-        .filter(idle_timeout_seconds__isnull=False, job_started_at__isnull=False)
+        Session.objects.open().with_job().filter(idle_timeout_seconds__isnull=False, job_started_at__isnull=False)
     )
     return [
         session.pk
         for session in candidates.only("job_started_at", "last_claim_at", "idle_timeout_seconds")
         if session.job_started_at
-        and (session.last_claim_at or session.job_started_at)
-        + timedelta(seconds=session.idle_timeout_seconds or 0)
+        and (session.last_claim_at or session.job_started_at) + timedelta(seconds=session.idle_timeout_seconds or 0)
         <= now + CLOSE_BEFORE_TIMEOUT
     ]
 

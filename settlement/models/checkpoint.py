@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from django.db import models
 from django.db.models import F, Q
@@ -146,3 +146,6 @@ class CheckpointEvent(models.Model):
         if not self._state.adding:
             raise AppendOnlyError("CheckpointEvent rows are append-only")
         super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise AppendOnlyError("CheckpointEvent rows are append-only")

@@ -74,3 +74,10 @@ def flow(
         yield flow
         flow.run(SERVING.shut_down())
     host_chain.cache_clear()
+
+
+@pytest.fixture
+def node_anvil(anvil_binary: Path) -> Iterator[str]:
+    """A chain on the wall clock, for tests with real processes."""
+    with local.TemporaryAnvil(binary=anvil_binary) as anvil:
+        yield anvil.url

@@ -143,8 +143,9 @@ def test_two_prompts_at_once_never_bill_more_than_the_deposit(flow: Flow):
 
     ends = flow.run(play())
     assert flow.tracked(job_id) == 150
-    reasons = [(end["finish_reason"], end["tokens_used"], end.get("error")) for end in ends]
-    assert all(reason in ("budget", "length") for reason, _, _ in reasons), reasons
+    for end in ends:
+        # A prompt that came after the others had used the deposit up is refused.
+        assert end["finish_reason"] in ("budget", "length") or end["error"]["code"] == "deposit_exhausted"
     requests = InferenceRequest.objects.all()
     assert sum(row.completion_tokens - row.unpaid_tokens for row in requests) == 150
 

@@ -35,6 +35,9 @@ class Amounts(models.Model):
         managed = False
         constraints = [models.CheckConstraint(condition=Q(low__lte=F("high")), name="low_is_at_most_high")]
 
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _table(django_db_setup: None, django_db_blocker: Any) -> Any:

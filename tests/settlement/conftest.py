@@ -46,11 +46,16 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._real = timezone.now
+        self._stopped: datetime | None = None
         self.offset = timedelta(0)
         monkeypatch.setattr(timezone, "now", self.now)
 
     def now(self) -> datetime:
-        return self._real() + self.offset
+        return (self._stopped or self._real()) + self.offset
+
+    def stop(self) -> None:
+        """From here on only ``offset`` moves it."""
+        self._stopped = self._real()
 
 
 @pytest.fixture
@@ -188,9 +193,7 @@ class Settling:
 
     def watch(self) -> int:
         assert self.chain.host is not None
-        return confirmer.watch(
-            self.chain.client, sender=self.chain.host, confirmations=self.chain.confirmations
-        )
+        return confirmer.watch(self.chain.client, sender=self.chain.host, confirmations=self.chain.confirmations)
 
     def confirm(self) -> None:
         for step in (self.watch, lambda: claims.follow_transactions(self.chain)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_each_refusal_waits_longer_than_the_one_before(wallet: Wallet, peer: Scr
         assert row.retry_at is not None
         pauses.append(row.retry_at - timezone.now())
         clock.offset += pauses[-1] + timedelta(seconds=1)
-    assert all(later >= earlier - timedelta(seconds=1) for earlier, later in zip(pauses, pauses[1:], strict=False))
+    assert all(later >= earlier - timedelta(seconds=1) for earlier, later in pairwise(pauses))
     assert timedelta(minutes=9) < pauses[-1] <= timedelta(minutes=10)
 
 

@@ -160,6 +160,7 @@ def test_the_rate_rule_of_ten_tokens_per_second_paces_the_claims(
 ) -> None:
     settling = settling_on(expected_tokens_per_second=10)
     session = settling.open_session()
+    settling.clock.stop()
     settling.generate(session, 250)
     settling.pass_time(4)
     settling.prepare_claims()
@@ -167,7 +168,7 @@ def test_the_rate_rule_of_ten_tokens_per_second_paces_the_claims(
     settling.pass_time(2)
     settling.prepare_claims()
     (first,) = settling.checkpoints(session)
-    assert 100 <= first.tokens <= 140
+    assert first.tokens in (120, 140)  # six seconds, or seven if a second turned meanwhile
     for _ in range(3):
         settling.pass_time(8)
         settling.settle(rounds=1)
@@ -182,6 +183,7 @@ def test_a_closing_claim_above_the_rate_waits_and_is_then_paid_whole(
 ) -> None:
     settling = settling_on(expected_tokens_per_second=10)
     session = settling.open_session()
+    settling.clock.stop()
     settling.generate(session, 250)
     sessions.close_session(session.pk, reason="idle")
     settling.pass_time(3)

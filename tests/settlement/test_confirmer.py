@@ -113,7 +113,9 @@ def test_a_node_that_fails_between_two_looks_changes_nothing(
     assert _state(sent) == TransactionState.FINAL
 
 
-def test_any_attempt_of_a_transaction_may_win(wallet: Wallet, sent: Transaction, peer: ScriptedRpc, clock: Clock) -> None:
+def test_any_attempt_of_a_transaction_may_win(
+    wallet: Wallet, sent: Transaction, peer: ScriptedRpc, clock: Clock
+) -> None:
     older = sent.attempts.get()
     newer = Attempt.objects.create(
         transaction=sent,

@@ -12,6 +12,7 @@ from jobs.models import SessionState
 from settlement import claims, earnings
 from settlement.chain import local
 from settlement.chain.client import ChainClient
+from settlement.chain.signer import LocalSigner
 from settlement.models import (
     Attempt,
     CheckpointState,
@@ -49,7 +50,7 @@ def _mined(settling: Settling) -> int:
 # Where the process dies: module or class, name, and whether the step was done.
 _BROADCAST = {
     "the nonce is taken": (broadcaster, "_sign", False),
-    "the attempt is signed, not stored": (Attempt.objects, "create", False),
+    "the attempt is signed, not stored": (LocalSigner, "sign", True),
     "the attempt is stored, not sent": (ChainClient, "send_raw", False),
     "the node has it, nobody knows": (ChainClient, "send_raw", True),
     "the answer is known, not stored": (broadcaster, "_set_state", False),

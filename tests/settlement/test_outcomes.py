@@ -76,9 +76,7 @@ def test_an_idle_chain_still_gets_the_minimum_base_fee() -> None:
     assert fees_for(base_fee=0, priority_fee=0, cap=100 * GWEI).max_fee_per_gas == 2 * 10**6
 
 
-@given(
-    base=st.integers(0, 10**12), tip=st.integers(0, 10**12), cap=st.integers(1, 10**12)
-)
+@given(base=st.integers(0, 10**12), tip=st.integers(0, 10**12), cap=st.integers(1, 10**12))
 def test_fees_stay_in_bounds(base: int, tip: int, cap: int) -> None:
     fees = fees_for(base_fee=base, priority_fee=tip, cap=cap)
     assert 0 <= fees.max_priority_fee_per_gas <= fees.max_fee_per_gas <= cap
