@@ -291,7 +291,7 @@ def _last_line(log: Path) -> str:
 
 
 def _wait_for_web(environment: Environment, supervisor: Supervisor, stop: threading.Event) -> None:
-    url = f"http://127.0.0.1:{environment.api_port}/readyz"
+    url = f"{environment.local_url}/readyz"
     deadline = time.monotonic() + _READY_SECONDS
     answer = "no answer"
     while not stop.is_set():
@@ -318,8 +318,8 @@ def _watch(supervisor: Supervisor, stop: threading.Event) -> int:
 
 
 def _greet(environment: Environment) -> None:
-    base = f"http://127.0.0.1:{environment.api_port}"
-    say(f"API        {base}/v1/inference   WebSocket ws://127.0.0.1:{environment.api_port}/v1/ws")
+    base = environment.local_url
+    say(f"API        {base}/v1/inference   WebSocket {base.replace('http', 'ws', 1)}/v1/ws")
     say(f"status     {base}/status   version {base}/v1/version")
     say(f"admin      {base}/admin/   login {ADMIN_NAME}, password in {environment.admin_password_file}")
     say(f"logs       {environment.data_dir / 'log'}")

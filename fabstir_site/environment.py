@@ -108,6 +108,12 @@ class Environment:
         return self.data_dir / "run"
 
     @property
+    def local_url(self) -> str:
+        """Where this machine reaches the web process."""
+        host = "127.0.0.1" if self.api_host in ("0.0.0.0", "::") else self.api_host  # noqa: S104
+        return f"http://{host}:{self.api_port}"
+
+    @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
 

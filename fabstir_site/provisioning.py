@@ -89,7 +89,7 @@ def ensure_embedded_host(progress: Progress) -> None:
     model_ids = local_chain.approve_models(url, deployment=deployment)
     registered = registration.register(
         chain,
-        api_url=f"http://127.0.0.1:{environment.api_port}",
+        api_url=environment.local_url,
         model_ids=model_ids,
         min_price_native=_MIN_PRICE_NATIVE,
         min_price_stable=_MIN_PRICE_STABLE,

@@ -28,7 +28,7 @@ from jobs.inference.engine import (
     TokenChunk,
 )
 from jobs.job_source import JobSource, JobSourceUnavailable
-from jobs.metering import Meter, MeteringUnavailable
+from jobs.metering import Meter, MeteringUnavailable, metered
 from jobs.models import DeliveryPath, InferenceRequest, RequestState
 from jobs.protocol import BillingNote, RequestError, SessionReference, invalid
 from jobs.refusals import INTERNAL, metering_unavailable, refusal_of
@@ -96,6 +96,8 @@ class Completion:
     _engine: Engine
     _queue: asyncio.Queue[CompletionEvent] = field(default_factory=asyncio.Queue)
     _cancelled: bool = False
+    _ended: bool = False
+    _stopping: asyncio.Task[None] | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -114,6 +116,19 @@ class Completion:
             if not ended:
                 await asyncio.shield(self.cancel())
 
+    def stop_with(self, task: asyncio.Task[Any] | None) -> None:
+        """Cancel the generation, unless it has ended, once ``task`` is over: the one that answers a client.
+
+        For an answer that is handed on before anybody reads ``events``: where the client goes away in
+        between, there is no reader that could leave.
+        """
+        if task is not None:
+            task.add_done_callback(self._stop)
+
+    def _stop(self, task: asyncio.Task[Any]) -> None:
+        if not self._ended:
+            self._stopping = asyncio.ensure_future(self.cancel())
+
     async def cancel(self) -> None:
         """Ask the engine to stop. The last event follows with ``finish_reason`` "cancelled"."""
         self._cancelled = True
@@ -124,7 +139,7 @@ class Completion:
         finish: FinishReason = "error"
         error: RequestError | None = None
         try:
-            async for chunk in _chunks(stream, first, self.meter):
+            async for chunk in metered(stream, first, meter=self.meter):
                 if chunk.finish_reason is not None:
                     finish = chunk.finish_reason
                 # The last text is held back until its tokens are recorded.
@@ -172,34 +187,8 @@ class Completion:
         except DatabaseError:
             # Its tokens are recorded; the row itself is closed by ``fail_abandoned_requests``.
             logger.exception("request %s could not be marked as ended", self.id)
+        self._ended = True
         self._queue.put_nowait(CompletionEvent(finish_reason=finish, error=error))
-
-
-async def _chunks(stream: AsyncIterator[TokenChunk], first: TokenChunk, meter: Meter) -> AsyncIterator[TokenChunk]:
-    """``first`` and the rest of ``stream``, counted; records windows that fall due while waiting."""
-    await meter.count(len(first.token_ids))
-    yield first
-    following: asyncio.Task[TokenChunk | None] | None = None
-    try:
-        while True:
-            following = following or asyncio.ensure_future(_next(stream))
-            done, _ = await asyncio.wait({following}, timeout=meter.due_in())
-            if not done:
-                await meter.flush()
-                continue
-            chunk = following.result()
-            following = None
-            if chunk is None:
-                return
-            await meter.count(len(chunk.token_ids))
-            yield chunk
-    finally:
-        if following is not None:
-            following.cancel()
-
-
-async def _next(stream: AsyncIterator[TokenChunk]) -> TokenChunk | None:
-    return await anext(stream, None)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.utils import timezone
 
+from jobs.inference.engine import TokenChunk
 from jobs.models import DeliveryPath, InferenceRequest, Session, TokenUsage
 from nodes.database import in_database_thread
 
@@ -131,3 +133,30 @@ class Meter:
         raise MeteringUnavailable(
             f"{self._pending} tokens of request {self.request_id} could not be recorded: the database is away."
         )
+
+
+async def metered(stream: AsyncIterator[TokenChunk], first: TokenChunk, *, meter: Meter) -> AsyncIterator[TokenChunk]:
+    """``first`` and the rest of ``stream``, counted; records windows that fall due while waiting."""
+    await meter.count(len(first.token_ids))
+    yield first
+    following: asyncio.Task[TokenChunk | None] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(_next(stream))
+            done, _ = await asyncio.wait({following}, timeout=meter.due_in())
+            if not done:
+                await meter.flush()
+                continue
+            chunk = following.result()
+            following = None
+            if chunk is None:
+                return
+            await meter.count(len(chunk.token_ids))
+            yield chunk
+    finally:
+        if following is not None:
+            following.cancel()
+
+
+async def _next(stream: AsyncIterator[TokenChunk]) -> TokenChunk | None:
+    return await anext(stream, None)

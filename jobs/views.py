@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any, ClassVar
 
@@ -37,6 +38,8 @@ class InferenceView(View):
         )
         request_id = values.get("request_id") or str(uuid.uuid4())
         completion = await self.serving.start(validated)
+        # Middleware still runs between here and the first read of a streamed answer.
+        completion.stop_with(asyncio.current_task())
         if stream:
             return StreamingHttpResponse(
                 server_sent_events(completion, request_id=request_id),

@@ -22,9 +22,7 @@ class UnknownModel(Exception):
     """No served model goes by this name. ``available`` lists the names that work."""
 
     def __init__(self, name: str, *, available: Sequence[str]) -> None:
-        super().__init__(
-            f"No model named {name!r} is served here. Available: {', '.join(available) or 'none'}."
-        )
+        super().__init__(f"No model named {name!r} is served here. Available: {', '.join(available) or 'none'}.")
         self.name = name
         self.available = tuple(available)
 
@@ -37,17 +35,13 @@ def register_model(
     manifest: ModelManifest, *, path: Path, aliases: Sequence[str] = (), make_default: bool = False
 ) -> ServedModel:
     """Add or renew a served model. The first one becomes the default. Raises ``NameTaken``."""
-    fingerprint = hashlib.sha256(
-        json.dumps(asdict(manifest), sort_keys=True, default=str).encode()
-    ).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True, default=str).encode()).hexdigest()
     with transaction.atomic():
         others = ServedModel.objects.exclude(pk=manifest.id)
         for name in (manifest.id, *aliases):
             for other in others:
                 if name in (other.id, *other.aliases):
-                    raise NameTaken(
-                        f"{name!r} already names the model {other.id}. Choose another id or alias."
-                    )
+                    raise NameTaken(f"{name!r} already names the model {other.id}. Choose another id or alias.")
         is_default = make_default or not others.filter(is_default=True).exists()
         if is_default:
             others.update(is_default=False)

@@ -17,6 +17,4 @@ T = TypeVar("T")
 
 def in_database_thread(unit_of_work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     """``unit_of_work`` as a coroutine function. It must be one complete transaction, or only read."""
-    return cast(
-        "Callable[P, Coroutine[Any, Any, T]]", database_sync_to_async(unit_of_work, thread_sensitive=False)
-    )
+    return cast("Callable[P, Coroutine[Any, Any, T]]", database_sync_to_async(unit_of_work, thread_sensitive=False))

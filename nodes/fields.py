@@ -103,7 +103,6 @@ class _HexField(_StrField):
         return text
 
 
-
 class AddressField(_HexField):
     """A 20-byte account or contract address, stored in lower case."""
 

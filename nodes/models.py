@@ -19,9 +19,7 @@ class Host(models.Model):
     checked_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["chain_id", "address"], name="one_row_per_host_and_chain")
-        ]
+        constraints = [models.UniqueConstraint(fields=["chain_id", "address"], name="one_row_per_host_and_chain")]
 
     def __str__(self) -> str:
         return f"{self.address} on chain {self.chain_id}"
@@ -55,12 +53,8 @@ class ServedModel(models.Model):
     class Meta:
         ordering = ["id"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["is_default"], condition=Q(is_default=True), name="one_default_model"
-            ),
-            models.CheckConstraint(
-                condition=Q(is_default=False) | Q(enabled=True), name="default_model_is_enabled"
-            ),
+            models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_model"),
+            models.CheckConstraint(condition=Q(is_default=False) | Q(enabled=True), name="default_model_is_enabled"),
             models.CheckConstraint(condition=Q(context_length__gt=0), name="served_model_has_a_context"),
         ]
 

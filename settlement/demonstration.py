@@ -132,7 +132,7 @@ def run(chain: HostChain, *, progress: Progress) -> Receipt:
 async def _chat(job_id: int, *, progress: Progress) -> list[int]:
     """Prompt until two claims were made and a remainder is left; returns tokens per prompt."""
     tokens: list[int] = []
-    address = f"ws://127.0.0.1:{settings.ENVIRONMENT.api_port}/v1/ws"
+    address = settings.ENVIRONMENT.local_url.replace("http", "ws", 1) + "/v1/ws"
     async with connect(address) as socket:
         for turn in range(20):
             prompt, limit = _PROMPTS[turn % len(_PROMPTS)]

@@ -88,9 +88,7 @@ class ChainClient:
     def rpc(self, method: str, *params: Any) -> Any:
         """The result of one JSON-RPC call. Raises ``NodeRefused``."""
         if not self._providers:
-            raise ChainUnavailable(
-                "no node of the chain is configured or running (set RPC_URL, or start the node)"
-            )
+            raise ChainUnavailable("no node of the chain is configured or running (set RPC_URL, or start the node)")
         for index, provider in enumerate(self._providers):
             try:
                 response = provider.make_request(RPCEndpoint(method), list(params))
@@ -209,9 +207,7 @@ def _refusal(method: str, error: Any) -> NodeRefused:
     if isinstance(raw, Mapping):
         raw = raw.get("data")
     data = bytes(HexBytes(raw)) if isinstance(raw, str) and raw.startswith("0x") else b""
-    return NodeRefused(
-        method, code=int(error.get("code") or 0), message=str(error.get("message"))[:300], data=data
-    )
+    return NodeRefused(method, code=int(error.get("code") or 0), message=str(error.get("message"))[:300], data=data)
 
 
 def _as_revert(refused: NodeRefused, call: Call[Any]) -> Exception:

@@ -25,9 +25,7 @@ class ContractDeployment(models.Model):
     class Meta:
         ordering = ["deployment", "name"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["deployment", "name"], name="one_row_per_contract_of_a_deployment"
-            ),
+            models.UniqueConstraint(fields=["deployment", "name"], name="one_row_per_contract_of_a_deployment"),
             models.CheckConstraint(
                 condition=Q(fee_basis_points__isnull=True) | Q(fee_basis_points__lte=10_000),
                 name="fee_is_at_most_everything",

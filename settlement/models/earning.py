@@ -23,9 +23,7 @@ class Earning(models.Model):
     """
 
     deployment = models.CharField(max_length=120)
-    session = models.ForeignKey(
-        Session, on_delete=models.PROTECT, null=True, blank=True, related_name="earnings"
-    )
+    session = models.ForeignKey(Session, on_delete=models.PROTECT, null=True, blank=True, related_name="earnings")
     kind = models.CharField(max_length=20, choices=EarningKind)
     token = AddressField()
     amount = Uint256Field()
@@ -39,9 +37,7 @@ class Earning(models.Model):
         ordering = ["-id"]
         indexes = [models.Index(fields=["kind", "token"], name="earning_kind_token")]
         constraints = [
-            models.UniqueConstraint(
-                fields=["transaction_hash", "log_index", "kind"], name="one_earning_per_event"
-            )
+            models.UniqueConstraint(fields=["transaction_hash", "log_index", "kind"], name="one_earning_per_event")
         ]
 
     def __str__(self) -> str:

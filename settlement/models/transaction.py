@@ -85,8 +85,7 @@ class Transaction(models.Model):
                 name="one_transaction_in_progress_per_sender",
             ),
             models.CheckConstraint(
-                condition=Q(state__in=(TransactionState.QUEUED, TransactionState.FAILED))
-                | Q(nonce__isnull=False),
+                condition=Q(state__in=(TransactionState.QUEUED, TransactionState.FAILED)) | Q(nonce__isnull=False),
                 name="a_started_transaction_has_a_nonce",
             ),
         ]

@@ -55,9 +55,7 @@ def _in_progress(client: ChainClient, sender: str) -> Transaction | None:
 def _start(client: ChainClient, sender: str) -> Transaction | None:
     """Give the oldest due transaction its nonce, unless its call would revert now."""
     now = timezone.now()
-    if Transaction.objects.filter(
-        chain_id=client.chain_id, sender=sender, state=TransactionState.IN_PROGRESS
-    ).exists():
+    if Transaction.objects.filter(chain_id=client.chain_id, sender=sender, state=TransactionState.IN_PROGRESS).exists():
         return None
     queued = Transaction.objects.queued().filter(chain_id=client.chain_id, sender=sender).order_by("id")
     for row in queued:
@@ -129,9 +127,7 @@ def _send(client: ChainClient, row: Transaction, attempt: Attempt) -> bool:
     with transaction.atomic():
         Attempt.objects.filter(pk=attempt.pk).update(state=AttemptState.SENT, sent_at=now, error=words[:500])
         _set_state(row, TransactionState.IN_PROGRESS, TransactionState.SENT)
-    logger.info(
-        "sent %s, nonce %s", row.key, row.nonce, extra={"event": "transaction_sent", "tx_hash": attempt.hash}
-    )
+    logger.info("sent %s, nonce %s", row.key, row.nonce, extra={"event": "transaction_sent", "tx_hash": attempt.hash})
     return True
 
 
@@ -197,9 +193,7 @@ def put_off(row: Transaction, *, reason: str) -> None:
     logger.warning("%s put off for %s: %s", row.key, pause, reason, extra={"event": "transaction_put_off"})
 
 
-def _set_state(
-    row: Transaction, from_state: TransactionState, to_state: TransactionState, *, reason: str = ""
-) -> bool:
+def _set_state(row: Transaction, from_state: TransactionState, to_state: TransactionState, *, reason: str = "") -> bool:
     return bool(
         Transaction.objects.filter(pk=row.pk, state=from_state).update(
             state=to_state, reason=reason[:500], retry_at=None

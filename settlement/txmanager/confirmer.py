@@ -70,9 +70,7 @@ def _record_receipt(client: ChainClient, row: Transaction, attempt: Attempt, min
                 "revert_reason": reason[:500],
             },
         )
-        row.attempts.exclude(pk=attempt.pk).filter(state=AttemptState.SENT).update(
-            state=AttemptState.REPLACED
-        )
+        row.attempts.exclude(pk=attempt.pk).filter(state=AttemptState.SENT).update(state=AttemptState.REPLACED)
         Attempt.objects.filter(pk=attempt.pk).update(
             state=AttemptState.MINED, sent_at=attempt.sent_at or timezone.now()
         )

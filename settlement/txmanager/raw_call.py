@@ -16,6 +16,4 @@ def raw_call(row: Transaction) -> Call[Any]:
     """The call that ``row`` stands for; its answer is not decoded."""
     data = bytes(HexBytes(row.data))
     function = SELECTORS.get(data[:4]) or FunctionSpec(f"0x{data[:4].hex()}", (), ())
-    return Call(
-        to=to_checksum_address(row.to), data=data, value=row.value, function=function, decoder=nothing
-    )
+    return Call(to=to_checksum_address(row.to), data=data, value=row.value, function=function, decoder=nothing)

@@ -101,7 +101,7 @@ def _confirmed_at(job_id: int) -> float | None:
 
 
 def _address() -> str:
-    return f"ws://127.0.0.1:{settings.ENVIRONMENT.api_port}/v1/ws"
+    return settings.ENVIRONMENT.local_url.replace("http", "ws", 1) + "/v1/ws"
 
 
 def _prompt(*, max_tokens: int, job_id: int | None = None) -> dict[str, object]:

@@ -15,7 +15,7 @@ from django.utils import timezone
 from fabstir_site.asgi import application
 from fabstir_site.serving import SERVING
 from jobs import sessions
-from jobs.inference.engine import Engine, GenerationRequest
+from jobs.inference.engine import Engine
 from jobs.inference.scripted import ScriptedEngine, ScriptedReply, reply_of
 from jobs.models import InferenceRequest, Session, TokenUsage
 from settlement import claims, closing, indexer
@@ -23,7 +23,7 @@ from settlement.host_chain import HostChain, host_chain
 from settlement.models import Checkpoint, Transaction
 from settlement.txmanager import broadcaster, confirmer
 from tests.chain.world import World
-from tests.flows.clients import Answer, Exchange, Socket
+from tests.flows.clients import PATIENCE_SECONDS, Answer, Exchange, Socket
 from tests.flows.world import FlowWorld
 
 T = TypeVar("T")
@@ -102,7 +102,8 @@ class Flow:
     async def settled(self) -> None:
         """Wait until the books of every generation are closed."""
         while SERVING._running:
-            await asyncio.wait(set(SERVING._running))
+            done, _ = await asyncio.wait(set(SERVING._running), timeout=PATIENCE_SECONDS)
+            assert done, f"generations go on that nobody reads: {SERVING._running}"
 
     # Settlement ---------------------------------------------------------------------------------
 

@@ -89,10 +89,11 @@ class Node:
 
     def start(self, *names: str) -> None:
         celery = (sys.executable, "-m", "celery", "-A", "fabstir_site")
+        worker = ("worker", "--queues", "chain,proofs,default", "--pool", "threads", "--concurrency", "4")
+        worker += ("--without-gossip", "--without-mingle", "--without-heartbeat")
         commands = {
             "web": (sys.executable, "manage.py", "web"),
-            "worker": (*celery, "worker", "--queues", "chain,proofs,default", "--pool", "threads", "--concurrency", "4")
-            + ("--without-gossip", "--without-mingle", "--without-heartbeat"),
+            "worker": (*celery, *worker),
             "beat": (*celery, "beat", "--schedule", str(self.data_dir / "beat"), "--pidfile", ""),
             "broker": (str(get_binary_path()), "--port", str(self.broker_port), "--bind", "127.0.0.1", "--save", ""),
         }

@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+from django.contrib.sessions.middleware import SessionMiddleware
 
 from jobs import completions, sessions
 from jobs.models import InferenceRequest
@@ -95,3 +96,30 @@ def test_a_socket_lost_while_it_is_bound_to_its_session_stops_the_generation(
     flow.run(play())
     assert InferenceRequest.objects.get().state == "cancelled"
     assert flow.tracked(job_id) <= 5
+
+
+def test_a_client_gone_before_its_stream_is_read_stops_the_generation(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    job_id = flow.world.open_usdc()
+    flow.use(held_after(5))
+    original, reached, released = SessionMiddleware.process_response, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        reached.set()
+        assert released.wait(10)
+        return original(*arguments)
+
+    monkeypatch.setattr(SessionMiddleware, "process_response", slow)
+
+    async def play() -> None:
+        exchange = await flow.exchange(prompt_body(500, job_id=job_id, stream=True)).send()
+        while not reached.is_set():
+            await asyncio.sleep(0.001)
+        dropping = asyncio.ensure_future(exchange.drop())
+        await asyncio.sleep(0.01)
+        released.set()
+        await dropping
+        await asyncio.wait_for(flow.settled(), timeout=10)
+
+    flow.run(play())
+    assert InferenceRequest.objects.get().state == "cancelled"
+    assert flow.tracked(job_id) == 5

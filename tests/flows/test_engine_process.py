@@ -90,7 +90,8 @@ def test_an_engine_that_is_away_is_a_503_and_one_that_is_back_serves(flow: Flow,
     assert flow.post(prompt_body(25, job_id=job_id)).json["tokens_used"] == 25
     engine_process.kill()
     answer = flow.post(prompt_body(5, job_id=job_id))
-    assert (answer.status, answer.json["error_type"], answer.headers["retry-after"]) == (503, "service_unavailable", "2")
+    assert (answer.status, answer.json["error_type"]) == (503, "service_unavailable")
+    assert answer.headers["retry-after"] == "2"
     engine_process.start({"id": "scripted", "scripted": {"tokens": None}})
     assert flow.post(prompt_body(75, job_id=job_id)).json["tokens_used"] == 75
     assert flow.tracked(job_id) == 100

@@ -58,7 +58,7 @@ def test_bug_3_claims_go_to_the_marketplace_and_never_to_the_proof_system(flow: 
 def test_bug_3_the_shipped_deployment_names_the_marketplace_of_the_mission():
     shipped = load_deployment(DEPLOYMENTS_DIR / "84532.json")
     assert shipped.job_marketplace == MARKETPLACE_OF_THE_MISSION
-    assert PROOF_SYSTEM_OF_THE_MISSION != shipped.job_marketplace
+    assert shipped.job_marketplace != PROOF_SYSTEM_OF_THE_MISSION
 
 
 def test_bug_4_the_function_called_is_in_the_abi_and_in_the_code_on_the_chain(flow: Flow):
@@ -211,5 +211,3 @@ def _claimed(flow: Flow, tokens: int) -> int:
 
 def _check(name: str) -> preflight.Check:
     return preflight._run(name, dict(preflight._CHECKS)[name])
-
-

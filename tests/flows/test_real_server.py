@@ -28,7 +28,8 @@ def node(node_anvil: str) -> Iterator[Node]:
 def request_of(body: dict, port: int) -> sockets.socket:
     """A raw HTTP request whose connection the test holds."""
     raw = json.dumps(body).encode()
-    head = f"POST /v1/inference HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    lines = ("POST /v1/inference HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(raw)}")
+    head = "\r\n".join((*lines, "", ""))
     connection = sockets.create_connection(("127.0.0.1", port), timeout=30)
     connection.sendall(head.encode() + raw)
     return connection
@@ -49,7 +50,7 @@ def test_clients_that_drop_are_billed_exactly_and_leave_no_traceback(node: Node)
         else:
             connection = request_of(prompt_body(500, job_id=job_id, stream=way != "json"), node.port)
             if way == "json":
-                wait_for(lambda: node.tracked() == billed + HELD, "the tokens that the engine holds after")
+                wait_for(lambda due=billed + HELD: node.tracked() == due, "the tokens that the engine holds after")
             else:
                 received = b""
                 while sum(int(count) for count in re.findall(rb'"tokens": (\d+)', received)) < HELD:
@@ -58,7 +59,7 @@ def test_clients_that_drop_are_billed_exactly_and_leave_no_traceback(node: Node)
                 connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             connection.close()
         billed += HELD
-        wait_for(lambda: node.running() == 0 and node.tracked() == billed, f"the books after {way}")
+        wait_for(lambda due=billed: node.running() == 0 and node.tracked() == due, f"the books after {way}")
     states = node.rows("SELECT DISTINCT state, completion_tokens FROM jobs_inferencerequest")
     assert states == [("cancelled", HELD)]
     # The one slot of the engine is free again, and what fits below the pause is answered whole.

@@ -268,4 +268,3 @@ def test_a_conversation_beyond_the_context_goes_on_without_its_history(flow: Flo
 
 async def _in_thread(flow: Flow, *, grace: int = 60) -> list[int]:
     return await in_database_thread(flow.close_due_sessions)(grace=grace)
-

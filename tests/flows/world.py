@@ -60,7 +60,7 @@ def build_flow_world(url: str, *, folder: Path, chain_id: int = local.CHAIN_ID) 
     local.fund(url, address=account.address, wei=100 * 10**18)
     flow = FlowWorld(world=world, account=account, clock=Clock(url), folder=folder)
     flow.impersonate(account.address)
-    metadata = '{"publicKey": "%s"}' % compressed_public_key(account)
+    metadata = json.dumps({"publicKey": compressed_public_key(account)})
     world.send(world.register(account.address, metadata=metadata), sender=account.address)
     local.rpc(url, "anvil_stopImpersonatingAccount", [account.address])
     world.host = account.address

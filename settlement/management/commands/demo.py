@@ -72,7 +72,7 @@ def receipt_lines(receipt: Receipt) -> Iterator[str]:
 
 def _answers() -> bool:
     try:
-        answer = requests.get(f"http://127.0.0.1:{settings.ENVIRONMENT.api_port}/readyz", timeout=3)
+        answer = requests.get(f"{settings.ENVIRONMENT.local_url}/readyz", timeout=3)
     except requests.RequestException:
         return False
     return answer.status_code == 200
