@@ -11,8 +11,9 @@ from django.utils import timezone
 from jobs import sessions
 from jobs.models import InferenceRequest, RequestState
 
-# No generation runs longer; one that claims to was cut off with its process.
-_LONGEST_REQUEST = timedelta(hours=1)
+# A generation records usage several times a second. One that is silent for so long was cut off with
+# its process, and must not hold up the last claim of its session.
+_LONGEST_SILENCE = timedelta(minutes=5)
 
 
 @shared_task
@@ -30,7 +31,10 @@ def close_due_sessions() -> None:
 def fail_abandoned_requests() -> None:
     """Mark requests whose process died. Their counted tokens stay counted."""
     now = timezone.now()
-    InferenceRequest.objects.filter(state=RequestState.RUNNING, created_at__lt=now - _LONGEST_REQUEST).update(
+    silent_since = now - _LONGEST_SILENCE
+    InferenceRequest.objects.filter(
+        state=RequestState.RUNNING, created_at__lt=silent_since, session__last_activity_at__lt=silent_since
+    ).update(
         state=RequestState.FAILED,
         finish_reason="error",
         error="the process that served it ended",
