@@ -177,7 +177,8 @@ def _programs(environment: Environment, addresses: Addresses) -> Iterator[Progra
             chain_id=environment.chain_id,
         )
         yield Program(name="chain", command=tuple(command), priority=2, autostart=True)
-    yield Program(name="engine", command=(*manage, "engine"), priority=10)
+    engine = (sys.executable, "-m", "jobs.inference.process", "--config", str(environment.engine_config_file))
+    yield Program(name="engine", command=engine, priority=10)
     worker = (
         "worker",
         "--queues",

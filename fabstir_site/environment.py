@@ -122,6 +122,11 @@ class Environment:
         return socket_path(self.run_dir / "engine.sock")
 
     @property
+    def engine_config_file(self) -> Path:
+        """What the engine process reads at its start."""
+        return self.run_dir / "engine.json"
+
+    @property
     def host_key_file(self) -> Path:
         """The key that the embedded chain's host was given at first start."""
         return self.data_dir / "keys" / "embedded-host.key"

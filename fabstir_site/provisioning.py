@@ -16,6 +16,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 
 from fabstir_site.environment import ADMIN_NAME
+from jobs.engine_config import write_engine_config
 from nodes import catalog
 from nodes.model_store import DEFAULT_MODEL, ModelStore
 from settlement import contract_settings, local_chain, registration
@@ -35,6 +36,7 @@ def prepare(progress: Progress) -> None:
     ensure_model(progress)
     if settings.ENVIRONMENT.embedded_chain:
         ensure_embedded_host(progress)
+    write_engine_config()
 
 
 def migrate(progress: Progress) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fabstir_site.serving import SERVING
@@ -49,6 +49,8 @@ class Reference:
 @settings(
     max_examples=25,
     deadline=None,
+    # An example takes a second: a failure is shown as found, not shrunk for minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(history=st.lists(steps, min_size=3, max_size=14))

@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
 from fabstir_site.provisioning import prepare
+from jobs.engine_config import NothingToServe
 from nodes.model_manifest import ModelError
 from settlement.chain.client import ChainUnavailable, NodeRefused
 from settlement.chain.deployment import DeploymentError
@@ -18,6 +19,7 @@ from settlement.registration import RegistrationFailed
 
 _REFUSALS = (
     ModelError,
+    NothingToServe,
     ChainUnavailable,
     NodeRefused,
     DeploymentError,
