@@ -85,12 +85,13 @@ class Flow:
         return Socket(application)
 
     async def prompt(self, path: str, *, tokens: int, socket: Socket | None = None, **fields: Any) -> dict[str, Any]:
-        """One prompt over ``path`` to its end: the text, and the last frame, event or document."""
+        """One prompt over ``path`` to its end: the text, and the last frame or event; or the refusal."""
         if path in ("http_json", "http_sse"):
             body = prompt_body(tokens, stream=path == "http_sse", **fields)
             exchange = await self.exchange(body).send()
             answer = await exchange.answer()
-            return answer.json if path == "http_json" else _of_events(answer.raw)
+            refused = answer.status != 200
+            return answer.json if refused or path == "http_json" else _of_events(answer.raw)
         if socket is not None:
             return await _ask(socket, path, tokens, fields)
         async with self.socket() as own:
