@@ -64,7 +64,11 @@ def test_every_token_is_claimed_once_though_workers_are_killed(node: Node):
         socket.send(json.dumps({"type": "session_end"}))
         frames_until(socket, "session_end_ack")
     ended = "SELECT state FROM jobs_session"
-    wait_for(lambda: node.rows(ended) == [("completed",)], "the session's completion")
+    told = "SELECT state, reason, retry_at FROM settlement_checkpoint UNION ALL SELECT state, reason, retry_at FROM %s"
+    wait_for(
+        lambda: node.rows(ended) == [("completed",)],
+        lambda: f"the session's completion: {node.rows(told % 'settlement_transaction')}",
+    )
     job = world.job(job_id)
     assert (job.tokens_used, job.withdrawn_by_host) == (total, total * 2000 * 9 // 10)
     ranges = node.rows("SELECT from_token, to_token, state FROM settlement_checkpoint ORDER BY from_token")

@@ -219,14 +219,16 @@ async def test_cancelled_requests_give_their_places_back() -> None:
             queued = asyncio.create_task(collect(engine, request(request_id=f"q{number}")))
             await asyncio.sleep(0)
             await engine.cancel(f"q{number}")
-            await queued
+            assert [chunk.finish_reason for chunk in await queued] == ["cancelled"]
         generator.gate.set()
         await first
+    assert generator.started == ["first"]
 
 
 async def test_cancelling_an_unknown_request_does_nothing() -> None:
     async with scheduler(scripted()) as engine:
         await engine.cancel("unknown")
+        assert len(ids_of(await collect(engine, request(max_tokens=2)))) == 2
 
 
 async def test_an_abandoned_stream_stops_its_generation() -> None:

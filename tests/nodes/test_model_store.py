@@ -289,7 +289,8 @@ def test_padding_of_a_converter_is_allowed(store: ModelStore, gguf_path: Path) -
     source = ready_directory(store, gguf_path)
     path = source / "vocabulary.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), "<extra_id_0>", "<extra_id_1>"]))
-    store.add_directory(source, model_id="ready", context_length=64)
+    manifest = store.add_directory(source, model_id="ready", context_length=64)
+    assert store.manifest("ready") == manifest
 
 
 def test_an_older_conversion_of_a_packaged_model_is_replaced(
