@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, connection
-from django.db.migrations.executor import MigrationExecutor
+from django.db import DatabaseError
 from django.http import HttpRequest, JsonResponse
 
 from fabstir_site.serving import SERVING
@@ -28,6 +27,7 @@ from settlement.chain.deployment import addresses
 from settlement.chain.marketplaces import UnsupportedGeneration
 from settlement.chain.signer import KeyUnusable
 from settlement.host_chain import NoDeployment, chain_client, configured_deployment, host_chain
+from settlement.preflight import pending_migrations
 
 _STARTED = time.monotonic()
 _FEATURES = ["inference", "streaming", "session-init", "checkpoints"]
@@ -131,11 +131,10 @@ async def _issues() -> list[str]:
 
 def _database_issue() -> str:
     try:
-        executor = MigrationExecutor(connection)
-        pending = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        pending = pending_migrations()
     except DatabaseError as error:
         return f"The database does not answer: {error}"
-    return f"{len(pending)} migrations are not applied. Run manage.py migrate." if pending else ""
+    return f"{pending} migrations are not applied. Run manage.py migrate." if pending else ""
 
 
 async def _engine_issue() -> str:

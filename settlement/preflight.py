@@ -100,14 +100,19 @@ def _database() -> str:
     return f"{connection.vendor} answers"
 
 
+def pending_migrations() -> int:
+    """How many migrations are not applied. Raises ``DatabaseError``."""
+    executor = MigrationExecutor(connection)
+    return len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+
+
 def _migrations() -> str:
     try:
-        executor = MigrationExecutor(connection)
-        pending = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        pending = pending_migrations()
     except DatabaseError as error:
         raise _Failed(f"cannot be read: {error}", "Start the database.") from error
     if pending:
-        raise _Failed(f"{len(pending)} not applied", "Run `manage.py migrate`.")
+        raise _Failed(f"{pending} not applied", "Run `manage.py migrate`.")
     return "all applied"
 
 
