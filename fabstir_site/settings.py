@@ -34,6 +34,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "corsheaders",
     "rest_framework",
     "channels",
     "fabstir_site",
@@ -45,6 +46,7 @@ INSTALLED_APPS = [
 # All of these run natively in the event loop. One that does not would hide from a view that its client
 # went away, and with it the moment to stop generating.
 MIDDLEWARE = [
+    "corsheaders.middleware.CorsMiddleware",
     "fabstir_site.errors.ErrorEnvelopeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -122,6 +124,11 @@ STATIC_ROOT = ENVIRONMENT.data_dir / "static"
 
 # 1 MiB is far beyond any context window in use; larger bodies are refused before they are read.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
+
+# Browser clients of the marketplace come from any origin. The API knows no cookies, and the admin,
+# which does, is left out.
+CORS_ALLOW_ALL_ORIGINS = True
+CORS_URLS_REGEX = r"^/+(v1/|health|status|livez|readyz)"
 
 LOGIN_URL = "admin:login"
 X_FRAME_OPTIONS = "DENY"

@@ -156,6 +156,16 @@ class Node:
         with sqlite3.connect(self.data_dir / "fabstir.sqlite3", timeout=20) as database:
             return database.execute(query).fetchall()
 
+    def expire_leases(self) -> None:
+        """As if the ten minutes had passed that a dead prover keeps its checkpoint."""
+        expired = "UPDATE settlement_checkpoint SET retry_at = created_at WHERE state = 'proving'"
+        if self.postgres:
+            with psycopg.connect(self.url) as connection:
+                connection.execute(expired)
+        else:
+            with sqlite3.connect(self.data_dir / "fabstir.sqlite3", timeout=20) as database:
+                database.execute(expired)
+
     def tracked(self) -> int:
         """Of the one session; checked against its usage rows."""
         [(tracked,)] = self.rows("SELECT tokens_tracked FROM jobs_session") or [(0,)]

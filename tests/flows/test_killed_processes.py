@@ -57,6 +57,7 @@ def test_every_token_is_claimed_once_though_workers_are_killed(node: Node):
         wait_for(lambda: node.rows(states), "a checkpoint")
         node.kill("worker")
         assert node.tracked() == total, round_
+        node.expire_leases()
         node.start("worker")
     with node.socket() as socket:
         socket.send(json.dumps({"type": "session_init", "session_id": f"{job_id}n"}))
