@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.urls import reverse
-from playwright.async_api import Browser, ConsoleMessage, Page, Response, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response, async_playwright, expect
 from pytest_django.live_server_helper import LiveServer
 
 from jobs.models import Session, SessionState
@@ -49,7 +49,12 @@ class Watched:
         page.on("console", self._console)
         page.on("response", self._response)
         page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
-        page.on("requestfailed", lambda request: self.problems.append(f"not loaded: {request.url}"))
+        page.on("requestfailed", self._not_loaded)
+
+    def _not_loaded(self, request: Request) -> None:
+        # The browser itself gives up what it was still loading when a page is left.
+        if request.failure != "net::ERR_ABORTED":
+            self.problems.append(f"not loaded: {request.url} ({request.failure})")
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,13 @@ def anvil_binary() -> Path:
 def flow_world(anvil_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlowWorld]:
     with local.TemporaryAnvil(binary=anvil_binary) as anvil:
         yield build_flow_world(anvil.url, folder=tmp_path_factory.mktemp("flows"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _connections_of_ended_threads(django_db_setup: None) -> Iterator[None]:
+    """PostgreSQL drops no database that has connections, and those of an ended thread live until collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
