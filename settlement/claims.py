@@ -36,7 +36,7 @@ from settlement.txmanager import outbox
 
 logger = logging.getLogger(__name__)
 
-_PROVING_LEASE = timedelta(minutes=10)
+_PROVING_LEASE = timedelta(minutes=2)
 _PROVER_PAUSE = timedelta(seconds=30)
 _LONGEST_PAUSE = timedelta(minutes=10)
 
