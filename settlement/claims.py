@@ -32,6 +32,7 @@ from settlement.models import (
 from settlement.proofs.prover import ProofRefused, ProverUnavailable
 from settlement.proofs.registry import accepted_prover
 from settlement.proofs.witness import Witness
+from settlement.transaction_keys import claims_of_job
 from settlement.txmanager import outbox
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _submit(chain: HostChain, checkpoint: Checkpoint) -> bool:
         return False
     with transaction.atomic():
         row = outbox.enqueue(
-            key=f"checkpoint:{chain.key}:{session.job_id}:{checkpoint.index}:{checkpoint.retries}",
+            key=f"{claims_of_job(chain.key, session.job_id)}{checkpoint.index}:{checkpoint.retries}",
             kind=TransactionKind.CLOSING_CLAIM if checkpoint.closing else TransactionKind.CLAIM,
             call=call,
             chain_id=chain.deployment.chain_id,

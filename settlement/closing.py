@@ -20,6 +20,7 @@ from settlement.chain.marketplaces import EndedJob, MarketplaceJobStatus
 from settlement.claims import completion_reference
 from settlement.host_chain import HostChain
 from settlement.models import CheckpointState, Receipt, Transaction, TransactionKind, TransactionState
+from settlement.transaction_keys import completions_of_job
 from settlement.txmanager import outbox
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _complete(chain: HostChain, session: Session) -> bool:
 
 def _key(session: Session) -> str:
     """What the keys of a session's completing transactions begin with; the number of the try follows."""
-    return f"complete:{session.deployment}:{session.job_id}:"
+    return completions_of_job(session.deployment, session.job_id)
 
 
 def book_completion_gas(chain: HostChain) -> None:

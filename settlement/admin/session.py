@@ -21,6 +21,7 @@ from settlement.admin.states import transaction_badge
 from settlement.admin.transaction import with_shown_hash
 from settlement.explorer import chain_id_of
 from settlement.models import Transaction
+from settlement.transaction_keys import claims_of_job, completions_of_job
 
 
 @admin.register(Session)
@@ -127,12 +128,11 @@ def transactions_of(session: Session) -> QuerySet[Any]:
     """
     if session.job_id is None:
         return Transaction.objects.none()
-    job = f"{session.deployment}:{session.job_id}:"
     return with_shown_hash(
         Transaction.objects.filter(
             Q(checkpoint__session=session)
-            | Q(key__startswith=f"checkpoint:{job}")
-            | Q(key__startswith=f"complete:{job}")
+            | Q(key__startswith=claims_of_job(session.deployment, session.job_id))
+            | Q(key__startswith=completions_of_job(session.deployment, session.job_id))
         )
     ).order_by("id")
 

@@ -97,6 +97,7 @@ def test_a_host_withdraws_all_of_one_token(world: World) -> None:
 def test_ether_sent_astray_is_refused(world: World) -> None:
     for address in (world.earnings.address, world.marketplace.address, world.nodes.address):
         refusal_of(lambda to=address: world.w3.eth.call({"from": world.user, "to": to, "value": 1}))
+    assert world.balance(world.marketplace.address, ETH) == world.balance(world.earnings.address, ETH) == 0
 
 
 def verify(proofs: ProofSystem) -> Call[bool]:
