@@ -4,19 +4,19 @@ CTranslate2 rounds activations to 8 bits with one scale per token; a few channel
 then drown the others (on the built-in model this changed one greedy token in six). Dividing such
 channels and multiplying the next layer's weights by the same factors moves the range into the
 weights, which have a scale per row: SmoothQuant, Xiao et al. 2023, with the factors measured on a
-few sentences. Guarantees: the model computes the same function before rounding. Does not quantise.
+few sentences. Guarantees: the model computes the same function before rounding. Neither measures
+(``reference_decoder`` does) nor quantises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Weights = NDArray[np.float32]
+from nodes.gguf_tensors import Weights
+from nodes.reference_decoder import ActivationRanges
 
 CALIBRATION_TEXTS = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -34,36 +34,8 @@ _SHARE = 0.5
 _SMALLEST, _LARGEST = 1e-3, 1e3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionShape:
-    """What the forward pass needs besides the weights. Rotary pairs are halves of a head."""
-
-    heads: int
-    heads_kv: int
-    rotary_base: float
-    epsilon: float
-
-
-@dataclass(slots=True)
-class _Ranges:
-    """Largest absolute value per channel at the three places that can be scaled exactly."""
-
-    attention: Any = 0.0
-    gate: Any = 0.0
-    down: Any = 0.0
-
-
-def smooth(decoder: Any, *, shape: AttentionShape, prompts: Sequence[Sequence[int]]) -> None:
-    """Scale the layers of a ``TransformerDecoderSpec`` in place; ``prompts`` are token ids."""
-    ranges = [_Ranges() for _ in decoder.layer]
-    for prompt in prompts:
-        if prompt:
-            _measure(decoder, shape=shape, prompt=prompt, ranges=ranges)
-    for layer, measured in zip(decoder.layer, ranges, strict=True):
-        _scale(layer, measured)
-
-
-def _scale(layer: Any, measured: _Ranges) -> None:
+def smooth(layer: Any, measured: ActivationRanges) -> None:
+    """Scale one layer of a ``TransformerDecoderSpec`` in place, with the ranges that enter its matrices."""
     attention, feed_forward = layer.self_attention, layer.ffn
     fused, down = attention.linear[0], feed_forward.linear_1
     gate, up = feed_forward.linear_0, feed_forward.linear_0_noact
@@ -83,52 +55,3 @@ def _factors(activations: Any, *, weights: Sequence[Weights]) -> Weights:
     raw = np.maximum(activations, 1e-5) ** _SHARE / np.maximum(largest, 1e-5) ** (1 - _SHARE)
     factors: Weights = np.clip(raw / np.exp(np.log(raw).mean()), _SMALLEST, _LARGEST).astype(np.float32)
     return factors
-
-
-def _measure(decoder: Any, *, shape: AttentionShape, prompt: Sequence[int], ranges: Sequence[_Ranges]) -> None:
-    """One forward pass over ``prompt`` in single precision."""
-    hidden = decoder.embeddings.weight[list(prompt)]
-    for layer, measured in zip(decoder.layer, ranges, strict=True):
-        entering = _normalised(hidden, layer.self_attention.layer_norm.gamma, epsilon=shape.epsilon)
-        measured.attention = np.maximum(measured.attention, np.abs(entering).max(axis=0))
-        hidden = hidden + _attended(entering, layer.self_attention, shape=shape)
-        entering = _normalised(hidden, layer.ffn.layer_norm.gamma, epsilon=shape.epsilon)
-        measured.gate = np.maximum(measured.gate, np.abs(entering).max(axis=0))
-        gate = entering @ layer.ffn.linear_0.weight.T
-        inner = gate / (1 + np.exp(-gate)) * (entering @ layer.ffn.linear_0_noact.weight.T)
-        measured.down = np.maximum(measured.down, np.abs(inner).max(axis=0))
-        hidden = hidden + inner @ layer.ffn.linear_1.weight.T
-
-
-def _attended(entering: Weights, attention: Any, *, shape: AttentionShape) -> Weights:
-    heads, heads_kv, length = shape.heads, shape.heads_kv, len(entering)
-    query, key, value = _split(entering @ attention.linear[0].weight.T, shape=shape)
-    query, key = _rotated(query, base=shape.rotary_base), _rotated(key, base=shape.rotary_base)
-    group = heads // heads_kv
-    key, value = key.repeat(group, axis=1), value.repeat(group, axis=1)
-    scores = np.einsum("qhd,khd->hqk", query, key) / float(np.sqrt(query.shape[-1]))
-    scores += np.triu(np.full((length, length), -np.inf, dtype=np.float32), 1)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    mixed = np.einsum("hqk,khd->qhd", weights, value).reshape(length, -1)
-    result: Weights = mixed @ attention.linear[1].weight.T
-    return result
-
-
-def _split(fused: Weights, *, shape: AttentionShape) -> Iterator[Weights]:
-    size = fused.shape[1] // (shape.heads + 2 * shape.heads_kv)
-    bounds = [shape.heads * size, (shape.heads + shape.heads_kv) * size]
-    return (part.reshape(len(fused), -1, size) for part in np.split(fused, bounds, axis=1))
-
-
-def _normalised(hidden: Weights, gamma: Weights, *, epsilon: float) -> Weights:
-    result: Weights = hidden / np.sqrt((hidden * hidden).mean(axis=-1, keepdims=True) + epsilon) * gamma
-    return result
-
-
-def _rotated(vectors: Weights, *, base: float) -> Weights:
-    length, _, size = vectors.shape
-    angles = np.outer(np.arange(length), base ** (-np.arange(0, size, 2) / size)).astype(np.float32)
-    cosine, sine = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
-    first, second = vectors[..., : size // 2], vectors[..., size // 2 :]
-    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

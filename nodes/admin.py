@@ -1,17 +1,22 @@
-"""Admin pages of the host and of the models it serves."""
+"""Admin pages of the host and of the models it serves.
+
+``ServedModelAdmin`` is registered by the jobs app, which adds what the engine does with a model.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from nodes.models import Host, ServedModel
-from nodes.read_only_admin import BaseAdmin, ReadOnlyAdmin, badge, chain_value
+from nodes.read_only_admin import NOTHING, BaseAdmin, ReadOnlyAdmin, badge, chain_value
+from nodes.tasks import check_model
 
 if TYPE_CHECKING:
     ModelForm = forms.ModelForm[ServedModel]
@@ -82,21 +87,35 @@ class ServedModelForm(ModelForm):
         return list(dict.fromkeys(aliases))
 
 
-@admin.register(ServedModel)
 class ServedModelAdmin(BaseAdmin):
     """The models that clients may ask for. Files come and go by command, not here."""
 
     form = ServedModelForm
-    list_display = ("id", "names", "architecture", "quantization", "context_length", "is_default", "enabled")
+    list_display: tuple[str, ...] = (
+        "id",
+        "names",
+        "architecture",
+        "quantization",
+        "size",
+        "standing",
+        "is_default",
+        "enabled",
+    )
+    actions: tuple[str, ...] = ("check_again",)
     list_filter = ("enabled", "is_default", "architecture")
     search_fields = ("id", "source")
     list_fullwidth = True
     show_full_result_count = False
-    readonly_fields = (
+    readonly_fields: ClassVar[tuple[str, ...]] = (
         "id",
         "is_default",
         "path",
         "source",
+        "revision",
+        "size",
+        "standing",
+        "check_figures",
+        "checked_at",
         "architecture",
         "quantization",
         "context_length",
@@ -104,11 +123,19 @@ class ServedModelAdmin(BaseAdmin):
         "manifest_hash",
         "added_at",
     )
-    fieldsets = (
+    fieldsets: ClassVar[Any] = (
         (None, {"fields": ("id", "aliases", "enabled", "is_default", "make_default")}),
         ("Model", {"fields": ("architecture", "quantization", "context_length", "vocabulary_size")}),
-        ("Files", {"fields": ("path", "source", "manifest_hash", "added_at")}),
+        ("Check", {"fields": ("standing", "check_figures", "checked_at")}),
+        ("Files", {"fields": ("path", "source", "revision", "size", "manifest_hash", "added_at")}),
     )
+
+    @admin.action(description="Check again", permissions=["change"])
+    def check_again(self, request: HttpRequest, queryset: QuerySet[ServedModel]) -> None:
+        ids = list(queryset.values_list("pk", flat=True))
+        for model_id in ids:
+            check_model.apply_async(args=(model_id,), queue="default")
+        messages.success(request, f"{len(ids)} models are being checked; reload this page in a minute.")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -130,3 +157,17 @@ class ServedModelAdmin(BaseAdmin):
     @admin.display(description="manifest sha256")
     def manifest_hash(self, model: ServedModel) -> SafeString | str:
         return chain_value(model.manifest_sha256)
+
+    @admin.display(description="size", ordering="size_bytes")
+    def size(self, model: ServedModel) -> str:
+        return f"{model.size_bytes / 1e6:.0f} MB" if model.size_bytes else NOTHING
+
+    @admin.display(description="check")
+    def standing(self, model: ServedModel) -> SafeString:
+        if model.check_error:
+            return badge("failed", colour="danger")
+        return badge("passed", colour="success") if model.check_method else badge("not checked", colour="warning")
+
+    @admin.display(description="figures")
+    def check_figures(self, model: ServedModel) -> str:
+        return model.check_summary

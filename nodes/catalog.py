@@ -6,15 +6,14 @@ and that an unknown name is never silently replaced. The files themselves are th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from django.db import transaction
+from django.utils import timezone
 
-from nodes.model_manifest import ModelManifest
+from nodes.model_manifest import ConversionCheck, ModelManifest
 from nodes.models import ServedModel
 
 
@@ -31,17 +30,21 @@ class NameTaken(Exception):
     """Another served model already answers to the name."""
 
 
+def check_names(model_id: str, *, aliases: Sequence[str]) -> None:
+    """Raise ``NameTaken`` if another served model answers to one of the names."""
+    for other in ServedModel.objects.exclude(pk=model_id):
+        for name in (model_id, *aliases):
+            if name in (other.id, *other.aliases):
+                raise NameTaken(f"{name!r} already names the model {other.id}. Choose another id or alias.")
+
+
 def register_model(
     manifest: ModelManifest, *, path: Path, aliases: Sequence[str] = (), make_default: bool = False
 ) -> ServedModel:
     """Add or renew a served model. The first one becomes the default. Raises ``NameTaken``."""
-    fingerprint = hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True, default=str).encode()).hexdigest()
     with transaction.atomic():
+        check_names(manifest.id, aliases=aliases)
         others = ServedModel.objects.exclude(pk=manifest.id)
-        for name in (manifest.id, *aliases):
-            for other in others:
-                if name in (other.id, *other.aliases):
-                    raise NameTaken(f"{name!r} already names the model {other.id}. Choose another id or alias.")
         is_default = make_default or not others.filter(is_default=True).exists()
         if is_default:
             others.update(is_default=False)
@@ -55,12 +58,39 @@ def register_model(
                 "quantization": manifest.quantization,
                 "context_length": manifest.context_length,
                 "vocabulary_size": manifest.vocabulary_size,
-                "manifest_sha256": fingerprint,
+                "manifest_sha256": manifest.fingerprint,
+                "revision": manifest.revision,
+                "size_bytes": manifest.size,
+                **_check_fields(manifest.check),
                 "is_default": is_default,
                 "enabled": True,
             },
         )
     return row
+
+
+def record_check(model_id: str, *, check: ConversionCheck | None, error: str = "") -> None:
+    """Write down how a served model compared with its reference: the figures, or why it failed."""
+    fields = _check_fields(check)
+    if check is None:
+        fields |= {"check_error": error[:500], "checked_at": timezone.now()}
+    ServedModel.objects.filter(pk=model_id).update(**fields)
+
+
+def describe_check(check: ConversionCheck | None) -> str:
+    """The figures of a check in one line."""
+    return ServedModel(**_check_fields(check)).check_summary
+
+
+def _check_fields(check: ConversionCheck | None) -> dict[str, Any]:
+    return {
+        "check_method": "" if check is None else check.method,
+        "check_tokens": 0 if check is None else check.tokens,
+        "check_agreement": None if check is None else check.agreement,
+        "check_perplexity_ratio": None if check is None else check.perplexity_ratio,
+        "check_error": "",
+        "checked_at": None if check is None else timezone.now(),
+    }
 
 
 def unregister_model(model_id: str) -> None:

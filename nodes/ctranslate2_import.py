@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodes.gguf_conversion import ConvertedModel
+from nodes.converted_model import ConvertedModel
 from nodes.model_manifest import (
     CHAT_TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -46,16 +46,16 @@ class DirectoryDescription:
         (directory / CHAT_TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
 
 
-def describe_directory(source: Path, *, context_length: int | None) -> DirectoryDescription:
-    """Read ``source``. ``context_length`` (token ids) wins over what the directory says.
+def describe_directory(
+    source: Path, *, context_length: int | None, chat_template: str | None = None
+) -> DirectoryDescription:
+    """Read ``source``. ``context_length`` (token ids) and ``chat_template`` win over what the directory says.
 
     Raises ``CorruptModel``.
     """
     files = _files(source)
     config = _json(source / _CONFIG_FILE)
-    hints: dict[str, Any] = {}
-    for name in _HINT_FILES:
-        hints |= _json(source / name) if (source / name).is_file() else {}
+    hints = read_hints(source)
     vocabulary = read_vocabulary(source)
     ids = {token: number for number, token in enumerate(vocabulary)}
     eos = _token_id(config.get("eos_token"), ids=ids)
@@ -66,7 +66,7 @@ def describe_directory(source: Path, *, context_length: int | None) -> Directory
         raise CorruptModel(f"{source} does not say its context length. Give it with --context-length.")
     return DirectoryDescription(
         files=files,
-        chat_template=_chat_template(source, hints=hints),
+        chat_template=chat_template or find_chat_template(source, hints=hints),
         converted=ConvertedModel(
             architecture=str(config.get("model_type", "ctranslate2")),
             context_length=context,
@@ -98,14 +98,26 @@ def _json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _chat_template(source: Path, *, hints: Mapping[str, Any]) -> str:
+def read_hints(source: Path) -> dict[str, Any]:
+    """What the tokenizer's and the generation's configuration say together. Raises ``CorruptModel``."""
+    hints: dict[str, Any] = {}
+    for name in _HINT_FILES:
+        hints |= _json(source / name) if (source / name).is_file() else {}
+    return hints
+
+
+def find_chat_template(source: Path, *, hints: Mapping[str, Any]) -> str:
+    """The template as a file of its own or inside the configuration. Raises ``CorruptModel``."""
     path = source / CHAT_TEMPLATE_FILE
     if path.is_file() and not path.is_symlink():
         return path.read_text(encoding="utf-8")
     template = hints.get("chat_template")
     if isinstance(template, str):
         return template
-    raise CorruptModel(f"{source} has no {CHAT_TEMPLATE_FILE}. Add it, or choose an instruction-tuned model.")
+    raise CorruptModel(
+        f"{source} has no {CHAT_TEMPLATE_FILE}. Give it with --chat-template FILE, or choose an"
+        " instruction-tuned model."
+    )
 
 
 def _context(hints: Mapping[str, Any]) -> int | None:

@@ -1,175 +1,167 @@
-"""Conversion of a Llama-architecture GGUF file into a CTranslate2 model directory.
+"""Conversion of a Llama-family GGUF file into a checked CTranslate2 model directory.
 
 Guarantees: every tensor and every token of the file is either converted or the file is refused, so
-a half-understood model is never written; needs numpy and the CTranslate2 specification only, no
-deep-learning framework. Does not download, verify or register models (``model_store`` does), and
-does not convert mixtures of experts, SentencePiece vocabularies or scaled rotary embeddings.
+a half-understood model is never written; the result agrees with a reference computed from the same
+weights; needs numpy and the CTranslate2 specification only, no deep-learning framework; beyond the
+finished model, one layer or one embedding matrix in single precision is in memory. Does not
+download, register or store models (``model_store`` does).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import gguf
 import numpy as np
-from ctranslate2.specs import common_spec, transformer_spec
-from numpy.typing import NDArray
+from ctranslate2.specs import attention_spec, common_spec, transformer_spec
+from tokenizers import Tokenizer
 
-from nodes.activation_smoothing import CALIBRATION_TEXTS, AttentionShape, smooth
+from nodes.activation_smoothing import CALIBRATION_TEXTS, smooth
+from nodes.conversion_check import CHECK_TEXT, ReferenceScores, check_against_reference, check_tokens
+from nodes.converted_model import QUANTIZATIONS, ConvertedModel, Progress, UnsupportedModel
+from nodes.gguf_shape import ModelShape, read_shape
+from nodes.gguf_tensors import GgufTensors, Weights, open_gguf
 from nodes.gguf_tokenizer import GgufTokenizer, UnsupportedTokenizer
-from nodes.model_manifest import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, CorruptModel, ModelError
+from nodes.model_manifest import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, CorruptModel
+from nodes.reference_decoder import LayerWeights, ReferenceDecoder
+from nodes.weight_precision import store_as
 
-Weights = NDArray[np.float32]
-Progress = Callable[[str], None]
-
-ARCHITECTURE = "llama"
-
-
-class UnsupportedModel(ModelError):
-    """The file is sound but holds something that this software cannot run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertedModel:
-    """What the manifest needs to know about a conversion. ``context_length`` is in token ids."""
-
-    architecture: str
-    context_length: int
-    vocabulary_size: int
-    bos_token_id: int | None
-    eos_token_id: int
-    end_token_ids: tuple[int, ...]
-    quantization: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaShape:
-    """The hyper-parameters of a Llama model, from the file's metadata."""
-
-    layers: int
-    heads: int
-    heads_kv: int
-    context_length: int
-    rotary_base: float
-    epsilon: float
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, Any]) -> Self:
-        """Raises ``UnsupportedModel`` and ``CorruptModel``."""
-        _refuse_unsupported(metadata)
-        try:
-            heads = int(metadata["llama.attention.head_count"])
-            return cls(
-                layers=int(metadata["llama.block_count"]),
-                heads=heads,
-                heads_kv=int(metadata.get("llama.attention.head_count_kv", heads)),
-                context_length=int(metadata["llama.context_length"]),
-                rotary_base=float(metadata.get("llama.rope.freq_base", 10000.0)),
-                epsilon=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptModel(f"The GGUF file lacks a usable {error}. Download it again.") from error
-
-
-class _Tensors:
-    """The tensors of a file, dequantised when taken; each can be taken once."""
-
-    def __init__(self, reader: gguf.GGUFReader) -> None:
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def take(self, name: str) -> Weights:
-        try:
-            tensor = self._tensors.pop(name)
-        except KeyError as error:
-            raise CorruptModel(f"The GGUF file has no tensor {name}. Download it again.") from error
-        try:
-            weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise UnsupportedModel(
-                f"Tensor {name} has the type {tensor.tensor_type.name}, which cannot be converted."
-                " Choose a Q4, Q5, Q6, Q8 or F16 file of this model."
-            ) from error
-        if not np.isfinite(weights).all():
-            raise CorruptModel(f"Tensor {name} holds values that are not numbers. Download it again.")
-        # Unquantised tensors are views of the read-only file; the specification scales in place.
-        return np.require(weights, np.float32, ["C", "W"])
-
-    def require_none_left(self) -> None:
-        if self._tensors:
-            listed = ", ".join(sorted(self._tensors)[:5])
-            raise UnsupportedModel(
-                f"The GGUF file has {len(self._tensors)} tensors that a Llama model does not have ({listed})."
-                " Choose a plain Llama-architecture model."
-            )
+_EMBEDDINGS, _FINAL_NORM, _PROJECTION = "token_embd.weight", "output_norm.weight", "output.weight"
+_PROGRESS_LINES = 4
 
 
 def convert_gguf(
-    gguf_path: Path, target: Path, *, quantization: str = "int8", progress: Progress = lambda line: None
+    gguf_path: Path,
+    target: Path,
+    *,
+    quantization: str = "int8",
+    chat_template: str | None = None,
+    progress: Progress = lambda line: None,
 ) -> ConvertedModel:
-    """Write the model of ``gguf_path`` into the existing empty directory ``target``.
+    """Write the model of ``gguf_path`` into the existing empty directory ``target`` and check it.
 
-    ``quantization`` is a CTranslate2 weight type. Raises ``UnsupportedModel``,
-    ``CorruptModel`` and, from the file system, ``OSError``.
+    ``quantization`` is one of ``QUANTIZATIONS``; ``chat_template`` replaces the file's own. Raises
+    ``UnsupportedModel``, ``CorruptModel``, ``CheckFailed`` and, from the file system, ``OSError``.
     """
-    reader = _open(gguf_path)
+    if quantization not in QUANTIZATIONS:
+        raise UnsupportedModel(f"{quantization!r} is no weight type. Use {', '.join(QUANTIZATIONS)}.")
+    reader = open_gguf(gguf_path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
-    shape = LlamaShape.from_metadata(metadata)
+    tensors = GgufTensors(reader)
+    shape = read_shape(metadata, tensors=tensors)
     try:
-        tokenizer = GgufTokenizer.from_metadata(metadata)
+        description = GgufTokenizer.from_metadata(metadata, chat_template=chat_template)
+        tokenizer = description.tokenizer()
     except UnsupportedTokenizer as error:
         raise UnsupportedModel(str(error)) from error
-    progress(f"Converting {shape.layers} layers of {gguf_path.name} to {quantization}")
-    specification = _specification(shape, tensors=_Tensors(reader))
-    if quantization.startswith("int8"):
-        progress("Smoothing activations for 8-bit arithmetic")
-        _smooth(specification, shape=shape, tokenizer=tokenizer)
-    _finish(specification, shape=shape, tokenizer=tokenizer, quantization=quantization)
+    if len(description.tokens) != shape.vocabulary:
+        raise CorruptModel(
+            f"The GGUF file has {len(description.tokens)} tokens for {shape.vocabulary} embeddings. Download it again."
+        )
+    progress(f"Converting {shape.layers} layers ({shape.architecture}) of {gguf_path.name} to {quantization}")
+    conversion = _Conversion(shape, tensors=tensors, description=description, tokenizer=tokenizer)
+    reference = conversion.run(quantization, progress=progress)
     progress("Writing the converted weights")
-    specification.save(str(target))
-    tokenizer.tokenizer().save(str(target / TOKENIZER_FILE))
-    (target / CHAT_TEMPLATE_FILE).write_text(tokenizer.chat_template, encoding="utf-8")
+    conversion.specification.save(str(target))
+    tokenizer.save(str(target / TOKENIZER_FILE))
+    (target / CHAT_TEMPLATE_FILE).write_text(description.chat_template, encoding="utf-8")
+    reference.write(target)
+    progress(f"Checking {len(reference.next_scores)} positions against the original weights")
     return ConvertedModel(
-        architecture=ARCHITECTURE,
+        architecture=shape.architecture,
         context_length=shape.context_length,
-        vocabulary_size=len(tokenizer.tokens),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        end_token_ids=tokenizer.end_token_ids,
+        vocabulary_size=len(description.tokens),
+        bos_token_id=description.bos_token_id,
+        eos_token_id=description.eos_token_id,
+        end_token_ids=description.end_token_ids,
         quantization=quantization,
+        check=check_against_reference(target, reference=reference, quantization=quantization),
     )
 
 
-def _open(path: Path) -> gguf.GGUFReader:
-    try:
-        return gguf.GGUFReader(path)
-    except FileNotFoundError as error:
-        raise CorruptModel(f"{path} does not exist. Check the path.") from error
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
-        raise CorruptModel(f"{path} is not a complete GGUF file ({error}). Download it again.") from error
+class _Conversion:
+    """The work in progress: the specification being filled, and two passes over the original weights."""
 
-
-def _refuse_unsupported(metadata: dict[str, Any]) -> None:
-    architecture = metadata.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise UnsupportedModel(
-            f"The architecture {architecture!r} is not supported, only {ARCHITECTURE!r} is."
-            " Choose a Llama-family GGUF, or add a CTranslate2 directory."
+    def __init__(
+        self, shape: ModelShape, *, tensors: GgufTensors, description: GgufTokenizer, tokenizer: Tokenizer
+    ) -> None:
+        self.specification = _empty_specification(shape)
+        self._shape = shape
+        self._tensors = tensors
+        self._description = description
+        self._check_ids = check_tokens(
+            tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids,
+            bos_token_id=description.bos_token_id,
+            context_length=shape.context_length,
         )
-    if int(metadata.get("llama.expert_count", 0)) > 0:
-        raise UnsupportedModel("Mixtures of experts are not supported. Choose a dense Llama model.")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UnsupportedModel(f"Rotary scaling {scaling!r} is not supported. Choose a model without it.")
+        prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in CALIBRATION_TEXTS]
+        self._prompts = [ids[: shape.context_length] for ids in prompts if ids]
+
+    def run(self, quantization: str, *, progress: Progress) -> ReferenceScores:
+        """Fill the specification layer by layer; what the original weights predict on the check's text."""
+        shape, decoder = self._shape, self.specification.decoder
+        embeddings = self._embeddings()
+        tied = _PROJECTION not in self._tensors
+        prompts = self._prompts if quantization == "int8" else ()
+        decoded = ReferenceDecoder(shape, embeddings=embeddings, scored=self._check_ids, measured=prompts)
+        decoder.embeddings.weight = embeddings
+        store_as(decoder.embeddings, quantization)
+        del embeddings
+        for number, layer in enumerate(decoder.layer):
+            weights = LayerWeights.read(self._tensors, layer=number, shape=shape)
+            ranges = decoded.advance(weights, layer=number)
+            _fill_layer(layer, weights=weights, shape=shape)
+            if prompts:
+                smooth(layer, ranges)
+            store_as(layer, quantization)
+            if (number + 1) % max(1, shape.layers // _PROGRESS_LINES) == 0:
+                progress(f"Converted {number + 1} of {shape.layers} layers")
+        norm = self._tensors.read(_FINAL_NORM, shape=(shape.width,))
+        projection = self._embeddings() if tied else self._matrix(_PROJECTION)
+        self._tensors.require_none_left()
+        found = decoded.log_probabilities(norm=norm, projection=projection)
+        reference = ReferenceScores.of(found, token_ids=self._check_ids, source="a float32 numpy pass")
+        decoder.layer_norm.gamma = norm
+        store_as(decoder.layer_norm, quantization)
+        self._project(projection, tied=tied, quantization=quantization)
+        self._finish()
+        return reference
+
+    def _embeddings(self) -> Weights:
+        return self._matrix(_EMBEDDINGS)
+
+    def _matrix(self, name: str) -> Weights:
+        return self._tensors.read(name, shape=(self._shape.vocabulary, self._shape.width))
+
+    def _project(self, projection: Weights, *, tied: bool, quantization: str) -> None:
+        part = self.specification.decoder.projection
+        if tied:
+            # An alias: CTranslate2 lets it share the matrix and its scales.
+            part.weight = "decoder/embeddings/weight"
+            return
+        part.weight = projection
+        store_as(part, quantization)
+
+    def _finish(self) -> None:
+        description, specification = self._description, self.specification
+        tokens = description.tokens
+        specification.register_vocabulary(list(tokens))
+        config = specification.config
+        config.bos_token = tokens[description.bos_token_id or 0]
+        config.eos_token = tokens[description.eos_token_id]
+        config.unk_token = tokens[description.unknown_token_id]
+        config.layer_norm_epsilon = self._shape.epsilon
+        alias = specification.decoder.projection.weight
+        try:
+            specification.validate()
+        except ValueError as error:
+            raise CorruptModel(f"The GGUF file contradicts itself ({error}). Download it again.") from error
+        if isinstance(alias, str):
+            specification.decoder.projection.weight = alias  # validation takes text for an attribute
 
 
-def _specification(shape: LlamaShape, *, tensors: _Tensors) -> transformer_spec.TransformerDecoderModelSpec:
+def _empty_specification(shape: ModelShape) -> transformer_spec.TransformerDecoderModelSpec:
     specification = transformer_spec.TransformerDecoderModelSpec.from_config(
         shape.layers,
         shape.heads,
@@ -179,73 +171,62 @@ def _specification(shape: LlamaShape, *, tensors: _Tensors) -> transformer_spec.
         rms_norm=True,
         rotary_dim=0,
         rotary_interleave=False,
+        # Of CTranslate2's rotary scalings only this one takes a divisor per pair, as GGUF files give
+        # them. Its Llama 3 variant is written without the factor and so scales nothing.
+        rotary_scaling_type=None if shape.rotary_divisors is None else attention_spec.RotaryScalingType.Su,
         rotary_base=shape.rotary_base,
         num_heads_kv=None if shape.heads_kv == shape.heads else shape.heads_kv,
+        head_dim=None if shape.head * shape.heads == shape.width else shape.head,
+        qk_norm=shape.family.query_key_norm,
     )
-    decoder = specification.decoder
-    decoder.scale_embeddings = False
-    decoder.embeddings.weight = tensors.take("token_embd.weight")
-    decoder.layer_norm.gamma = tensors.take("output_norm.weight")
-    tied = "output.weight" not in tensors
-    decoder.projection.weight = decoder.embeddings.weight if tied else tensors.take("output.weight")
-    for number, layer in enumerate(decoder.layer):
-        _fill_layer(layer, prefix=f"blk.{number}", tensors=tensors, shape=shape)
-    tensors.require_none_left()
+    specification.decoder.scale_embeddings = False
+    for number, layer in enumerate(specification.decoder.layer):
+        attention = layer.self_attention
+        if not shape.rotates(number):
+            for name in [name for name in vars(attention) if name.startswith("rotary_")]:
+                delattr(attention, name)
+        elif shape.rotary_divisors is not None:
+            attention.rotary_scaling_long_factor = shape.rotary_divisors
+            attention.rotary_scaling_short_factor = shape.rotary_divisors
     return specification
 
 
-def _fill_layer(layer: Any, *, prefix: str, tensors: _Tensors, shape: LlamaShape) -> None:
-    query = _unpermuted(tensors.take(f"{prefix}.attn_q.weight"), heads=shape.heads)
-    key = _unpermuted(tensors.take(f"{prefix}.attn_k.weight"), heads=shape.heads_kv)
-    value = tensors.take(f"{prefix}.attn_v.weight")
-    layer.self_attention.layer_norm.gamma = tensors.take(f"{prefix}.attn_norm.weight")
-    layer.self_attention.linear[0].weight = np.concatenate([query, key, value])
-    layer.self_attention.linear[1].weight = tensors.take(f"{prefix}.attn_output.weight")
-    layer.ffn.layer_norm.gamma = tensors.take(f"{prefix}.ffn_norm.weight")
-    layer.ffn.linear_0.weight = tensors.take(f"{prefix}.ffn_gate.weight")
-    layer.ffn.linear_0_noact.weight = tensors.take(f"{prefix}.ffn_up.weight")
-    layer.ffn.linear_1.weight = tensors.take(f"{prefix}.ffn_down.weight")
+def _fill_layer(layer: Any, *, weights: LayerWeights, shape: ModelShape) -> None:
+    attention, feed_forward = layer.self_attention, layer.ffn
+    query, key = weights.query, weights.key
+    biases: Mapping[str, Weights | None] = {
+        "query": weights.query_bias,
+        "key": weights.key_bias,
+        "value": weights.value_bias,
+    }
+    if shape.family.interleaved:
+        query, key = _halves(query, heads=shape.heads), _halves(key, heads=shape.heads_kv)
+        biases = {
+            "query": _halves_or_none(weights.query_bias, heads=shape.heads),
+            "key": _halves_or_none(weights.key_bias, heads=shape.heads_kv),
+            "value": weights.value_bias,
+        }
+    attention.layer_norm.gamma = weights.attention_norm
+    attention.linear[0].weight = np.concatenate([query, key, weights.value])
+    if any(bias is not None for bias in biases.values()):
+        sizes = {"query": len(query), "key": len(key), "value": len(weights.value)}
+        attention.linear[0].bias = np.concatenate(
+            [np.zeros(sizes[name], np.float32) if bias is None else bias for name, bias in biases.items()]
+        )
+    if shape.family.query_key_norm:
+        attention.q_norm.gamma, attention.k_norm.gamma = weights.query_norm, weights.key_norm
+    attention.linear[1].weight = weights.output
+    feed_forward.layer_norm.gamma = weights.feed_forward_norm
+    feed_forward.linear_0.weight = weights.gate
+    feed_forward.linear_0_noact.weight = weights.up
+    feed_forward.linear_1.weight = weights.down
 
 
-def _unpermuted(weights: Weights, *, heads: int) -> Weights:
+def _halves(rows: Weights, *, heads: int) -> Weights:
     """Undo the row order of llama.cpp (rotary pairs interleaved): back to halves per head."""
-    rows, columns = weights.shape
-    pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
+    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, -1)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
 
 
-def _smooth(
-    specification: transformer_spec.TransformerDecoderModelSpec, *, shape: LlamaShape, tokenizer: GgufTokenizer
-) -> None:
-    encode = tokenizer.tokenizer().encode
-    smooth(
-        specification.decoder,
-        shape=AttentionShape(
-            heads=shape.heads,
-            heads_kv=shape.heads_kv,
-            rotary_base=shape.rotary_base,
-            epsilon=shape.epsilon,
-        ),
-        prompts=[encode(text).ids[: shape.context_length] for text in CALIBRATION_TEXTS],
-    )
-
-
-def _finish(
-    specification: transformer_spec.TransformerDecoderModelSpec,
-    *,
-    shape: LlamaShape,
-    tokenizer: GgufTokenizer,
-    quantization: str,
-) -> None:
-    tokens = tokenizer.tokens
-    specification.register_vocabulary(list(tokens))
-    config = specification.config
-    config.bos_token = tokens[tokenizer.bos_token_id or 0]
-    config.eos_token = tokens[tokenizer.eos_token_id]
-    config.unk_token = tokens[tokenizer.unknown_token_id]
-    config.layer_norm_epsilon = shape.epsilon
-    try:
-        specification.validate()
-    except ValueError as error:
-        raise CorruptModel(f"The GGUF file contradicts itself ({error}). Download it again.") from error
-    specification.optimize(quantization=quantization)
+def _halves_or_none(bias: Weights | None, *, heads: int) -> Weights | None:
+    return None if bias is None else _halves(bias, heads=heads)

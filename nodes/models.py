@@ -44,6 +44,14 @@ class ServedModel(models.Model):
     context_length = models.PositiveIntegerField()
     vocabulary_size = models.PositiveIntegerField()
     manifest_sha256 = models.CharField(max_length=64)
+    revision = models.CharField(max_length=40, blank=True, help_text="Commit of a model that came from a hub.")
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    check_method = models.CharField(max_length=120, blank=True)
+    check_tokens = models.PositiveIntegerField(default=0, help_text="Positions that were compared.")
+    check_agreement = models.FloatField(null=True, blank=True, help_text="Share of them with the same first choice.")
+    check_perplexity_ratio = models.FloatField(null=True, blank=True, help_text="Own perplexity over the reference's.")
+    check_error = models.CharField(max_length=500, blank=True, help_text="Why the last check failed.")
+    checked_at = models.DateTimeField(null=True, blank=True)
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)
     added_at = models.DateTimeField(auto_now_add=True)
@@ -56,7 +64,37 @@ class ServedModel(models.Model):
             models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_model"),
             models.CheckConstraint(condition=Q(is_default=False) | Q(enabled=True), name="default_model_is_enabled"),
             models.CheckConstraint(condition=Q(context_length__gt=0), name="served_model_has_a_context"),
+            models.CheckConstraint(
+                condition=Q(check_agreement__isnull=True) | Q(check_agreement__gte=0, check_agreement__lte=1),
+                name="agreement_is_a_share",
+            ),
+            models.CheckConstraint(
+                condition=Q(check_perplexity_ratio__isnull=True) | Q(check_perplexity_ratio__gt=0),
+                name="perplexity_ratio_is_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(check_method="") | Q(checked_at__isnull=False, check_tokens__gt=0),
+                name="passed_check_has_a_time_and_tokens",
+            ),
+            models.CheckConstraint(
+                condition=Q(check_error="") | Q(checked_at__isnull=False, check_method=""),
+                name="failed_check_has_a_time_and_no_method",
+            ),
         ]
 
     def __str__(self) -> str:
         return self.id
+
+    @property
+    def check_summary(self) -> str:
+        """How the model last compared with its reference, in one line."""
+        if self.check_error:
+            return f"failed: {self.check_error}"
+        if not self.check_method:
+            return "not checked"
+        figures = f"{self.check_method}, {self.check_tokens} tokens"
+        if self.check_agreement is not None:
+            figures += f", {self.check_agreement:.0%} agree"
+        if self.check_perplexity_ratio is not None:
+            figures += f", perplexity ratio {self.check_perplexity_ratio:.3f}"
+        return figures

@@ -10,7 +10,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -77,11 +77,15 @@ class ReadOnlyAdmin(_NothingByHand, BaseAdmin):
             return queryset.filter(**{self.job_id_lookup: int(job_id[1])}), False
         for shape, lookups in ((_ADDRESS, self.address_lookups), (_HASH, self.hash_lookups)):
             if lookups and shape.fullmatch(term):
-                condition = Q()
-                for lookup in lookups:
-                    condition |= Q(**{lookup: term})
-                return queryset.filter(condition), False
+                return queryset.filter(pk__in=_found(queryset, lookups, term)), False
         return super().get_search_results(request, queryset, search_term)
+
+
+def _found(queryset: QuerySet[Any], lookups: tuple[str, ...], term: str) -> QuerySet[Any]:
+    """The keys of the rows that any of the lookups finds: each by its own index, which an OR over tables has not."""
+    rows = queryset.model._default_manager.order_by()
+    found: list[QuerySet[Any]] = [rows.filter(**{lookup: term}).values("pk") for lookup in lookups]
+    return found[0].union(*found[1:]) if len(found) > 1 else found[0]
 
 
 class ReadOnlyInline(_NothingByHand, BaseInline):

@@ -2,20 +2,36 @@
 
 Guarantees that ranges of a session tile what was counted, without overlap or gap; that each step is
 one conditional update and one event row in one transaction, so that of two workers one does it; and
-that "confirmed" means a final receipt *and* the marketplace's own event with this job, host and count.
+that "confirmed" means a final receipt *and* the marketplace's own event with this job, host and count. A
+session's ``last_claim_at`` is the block time of its newest mined claim, and goes back with a reorg.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Case, F, Field, Max, Model, Q, Value, When
 from django.utils import timezone
 
 from jobs.models import Session
-from settlement.models import Checkpoint, CheckpointEvent, CheckpointState
+from settlement.models import Checkpoint, CheckpointEvent, CheckpointState, Receipt
+from settlement.models.checkpoint import PAID_STATES
+
+# An operator may hold what no transaction carries; a queued claim's transaction is cancelled instead.
+PAUSABLE = (CheckpointState.SEALED, CheckpointState.PROVED, CheckpointState.RETRY_AT)
+RESUMABLE = (CheckpointState.PAUSED, CheckpointState.FAILED)
+
+T = TypeVar("T")
+
+
+class StepRefused(Exception):
+    """An operator asked for a step that the checkpoint's state does not allow. Says why."""
 
 
 def move(
@@ -39,15 +55,67 @@ def move(
     return bool(moved)
 
 
-def wait(checkpoint: Checkpoint, *, until: datetime, reason: str) -> bool:
-    """Put a checkpoint off; it stays claimable."""
+def move_all(
+    steps: Mapping[int, Mapping[str, Any]],
+    *,
+    from_state: CheckpointState,
+    to_state: CheckpointState,
+    reason: str = "",
+    retry_at: datetime | None = None,
+) -> set[int]:
+    """Take the same step with many checkpoints, each with changes of its own; returns which of them took it.
+
+    One update and one insert for all of them. Where another worker was faster with one, each is tried alone.
+    """
+    if not steps:
+        return set()
+    with transaction.atomic():
+        moved = Checkpoint.objects.filter(pk__in=list(steps), state=from_state).update(
+            state=to_state, reason=reason[:500], retry_at=retry_at, **_cases(steps)
+        )
+        if moved == len(steps):
+            CheckpointEvent.objects.bulk_create(
+                CheckpointEvent(checkpoint_id=pk, from_state=from_state, to_state=to_state, reason=reason[:500])
+                for pk in steps
+            )
+            return set(steps)
+        transaction.set_rollback(True)
+    return {
+        pk
+        for pk, changes in steps.items()
+        if move(pk, from_state=from_state, to_state=to_state, reason=reason, retry_at=retry_at, **changes)
+    }
+
+
+def _cases(steps: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows' changes by field, as one expression each; all rows change the same fields."""
+    changes: dict[str, Any] = {}
+    for name in next(iter(steps.values())):
+        field = Checkpoint._meta.get_field(name)
+        assert isinstance(field, Field)  # noqa: S101 - a row's own column, no relation of others to it
+        values = {pk: _plain(own[name]) for pk, own in steps.items()}
+        first = next(iter(values.values()))
+        if all(value == first for value in values.values()):
+            changes[field.attname] = first
+        else:
+            cases = (When(pk=pk, then=Value(value, output_field=field)) for pk, value in values.items())
+            changes[name] = Case(*cases)
+    return changes
+
+
+def _plain(value: Any) -> Any:
+    return value.pk if isinstance(value, Model) else value
+
+
+def wait(checkpoint: Checkpoint, *, until: datetime, reason: str, counts: bool = True) -> bool:
+    """Put a checkpoint off; it stays claimable. ``counts`` if the wait is for something that went wrong."""
     return move(
         checkpoint.pk,
         from_state=CheckpointState(checkpoint.state),
         to_state=CheckpointState.RETRY_AT,
         reason=reason,
         retry_at=until,
-        retries=F("retries") + 1,
+        retries=F("retries") + (1 if counts else 0),
     )
 
 
@@ -58,6 +126,41 @@ def fail(checkpoint: Checkpoint, *, reason: str) -> bool:
         from_state=CheckpointState(checkpoint.state),
         to_state=CheckpointState.FAILED,
         reason=reason,
+    )
+
+
+def pause(checkpoint: Checkpoint, *, actor: str, reason: str) -> bool:
+    """Hold a checkpoint until somebody resumes it. Raises ``StepRefused``."""
+    if checkpoint.state not in PAUSABLE:
+        raise StepRefused(
+            f"{checkpoint} is {checkpoint.state}: only a claim that no transaction carries can be paused. "
+            "Cancel its transaction instead."
+        )
+    return hold(checkpoint, reason=f"paused by {actor}: {reason}")
+
+
+def hold(checkpoint: Checkpoint, *, reason: str) -> bool:
+    """To ``PAUSED``: nothing happens to it until an operator resumes it."""
+    return move(
+        checkpoint.pk,
+        from_state=CheckpointState(checkpoint.state),
+        to_state=CheckpointState.PAUSED,
+        reason=reason,
+    )
+
+
+def resume(checkpoint: Checkpoint, *, actor: str, reason: str = "") -> bool:
+    """Let a paused checkpoint go on, or try a failed one again. Raises ``StepRefused``."""
+    if checkpoint.state not in RESUMABLE:
+        raise StepRefused(f"{checkpoint} is {checkpoint.state}: there is nothing to resume.")
+    # One more try, so that its next transaction has a key that no cancelled one has used.
+    return move(
+        checkpoint.pk,
+        from_state=CheckpointState(checkpoint.state),
+        to_state=CheckpointState.RETRY_AT,
+        reason=f"resumed by {actor}: {reason}" if reason else f"resumed by {actor}",
+        retry_at=timezone.now(),
+        retries=F("retries") + 1,
     )
 
 
@@ -83,33 +186,154 @@ def seal(session: Session, *, tokens: int, closing: bool) -> Checkpoint | None:
     return checkpoint
 
 
-def keep_proof(checkpoint: Checkpoint, *, prover: str, proof: bytes, proof_hash: str) -> bool:
-    """Store the proof of a checkpoint that this worker is proving."""
-    return move(
-        checkpoint.pk,
-        from_state=CheckpointState.PROVING,
-        to_state=CheckpointState.PROVED,
-        prover=prover,
-        proof=proof,
-        proof_hash=proof_hash,
-    )
+def keep_proofs(proofs: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    """Store the proofs (prover, proof, proof_hash) of checkpoints that this worker is proving, by their ids."""
+    return move_all(proofs, from_state=CheckpointState.PROVING, to_state=CheckpointState.PROVED)
 
 
-def confirm(checkpoint: Checkpoint, *, host_amount: int, treasury_amount: int, claimed_at: datetime) -> bool:
-    """The marketplace paid: book the claim. Amounts in base units of the job's token, time of the block."""
+def mine(checkpoint: Checkpoint, *, block_time: datetime, reason: str = "") -> bool:
+    """The claim is in a block of ``block_time``: from then on the rate rule counts."""
     with transaction.atomic():
-        confirmed = move(
-            checkpoint.pk,
+        mined = move(checkpoint.pk, from_state=CheckpointState.SENT, to_state=CheckpointState.MINED, reason=reason)
+        if mined:
+            _claimed_at([checkpoint.session_id], block_time)
+    return mined
+
+
+def mine_all(checkpoints: Sequence[tuple[Checkpoint, datetime]]) -> set[int]:
+    """Claims that were sent are in blocks of these times; returns which of them were not known to be."""
+    with transaction.atomic():
+        mined = move_all(
+            {row.pk: {} for row, _ in checkpoints}, from_state=CheckpointState.SENT, to_state=CheckpointState.MINED
+        )
+        _all_claimed_at([(row, at) for row, at in checkpoints if row.pk in mined])
+    return mined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """The marketplace accepted a claim for good, in a block of ``claimed_at``.
+
+    Amounts in base units of the job's token; ``None`` where the marketplace pays when the job ends.
+    """
+
+    checkpoint: Checkpoint
+    claimed_at: datetime
+    host_amount: int | None
+    treasury_amount: int | None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What of the checkpoint follows."""
+        known = self.host_amount is not None and self.treasury_amount is not None
+        return {
+            "gross": (self.host_amount or 0) + (self.treasury_amount or 0) if known else None,
+            "host_amount": self.host_amount if known else None,
+            "treasury_amount": self.treasury_amount if known else None,
+        }
+
+
+def confirm_all(accepted: Sequence[Acceptance]) -> set[int]:
+    """Mined claims that the marketplace accepted for good; returns which were not confirmed before."""
+    now = timezone.now()
+    with transaction.atomic():
+        confirmed = move_all(
+            {each.checkpoint.pk: {**each.changes, "confirmed_at": now} for each in accepted},
             from_state=CheckpointState.MINED,
             to_state=CheckpointState.CONFIRMED,
             reason="event matched and final",
-            gross=host_amount + treasury_amount,
-            host_amount=host_amount,
-            treasury_amount=treasury_amount,
-            confirmed_at=timezone.now(),
         )
-        if confirmed:
-            Session.objects.filter(pk=checkpoint.session_id).update(
-                tokens_claimed=F("tokens_claimed") + checkpoint.tokens, last_claim_at=claimed_at
-            )
+        rows = [each for each in accepted if each.checkpoint.pk in confirmed]
+        tokens: Counter[int] = Counter()
+        for each in rows:
+            tokens[each.checkpoint.session_id] += each.checkpoint.tokens
+        for count, sessions in _grouped(tokens).items():
+            Session.objects.filter(pk__in=sessions).update(tokens_claimed=F("tokens_claimed") + count)
+        _all_claimed_at([(each.checkpoint, each.claimed_at) for each in rows])
     return confirmed
+
+
+def _all_claimed_at(claims: Sequence[tuple[Checkpoint, datetime]]) -> None:
+    newest: dict[int, datetime] = {}
+    for checkpoint, at in claims:
+        newest[checkpoint.session_id] = max(at, newest.get(checkpoint.session_id, at))
+    known = dict(Session.objects.filter(pk__in=newest).values_list("pk", "last_claim_at"))
+    behind = {pk: at for pk, at in newest.items() if (before := known.get(pk)) is None or before < at}
+    for at, sessions in _grouped(behind).items():
+        _claimed_at(sessions, at)
+
+
+def _grouped(values: Mapping[int, T]) -> dict[T, list[int]]:
+    """The ids that have each value: rows that change alike change together."""
+    groups: dict[T, list[int]] = {}
+    for pk in sorted(values):
+        groups.setdefault(values[pk], []).append(pk)
+    return groups
+
+
+def _claimed_at(sessions: Sequence[int], block_time: datetime) -> None:
+    older = Q(last_claim_at__isnull=True) | Q(last_claim_at__lt=block_time)
+    Session.objects.filter(older, pk__in=sessions).update(last_claim_at=block_time)
+
+
+def take_back(checkpoint: Checkpoint, *, reason: str) -> bool:
+    """A reorg took the claim's block: nothing that followed from it counts any more."""
+    paid = checkpoint.state in PAID_STATES
+    with transaction.atomic():
+        changes: dict[str, Any] = {"gross": None, "host_amount": None, "treasury_amount": None, "confirmed_at": None}
+        moved = move(
+            checkpoint.pk,
+            from_state=CheckpointState(checkpoint.state),
+            to_state=CheckpointState.REORGED,
+            reason=reason,
+            **changes,
+        )
+        if not moved:
+            return False
+        standing = Receipt.objects.filter(
+            transaction__checkpoint__session_id=checkpoint.session_id,
+            transaction__checkpoint__state__in=(CheckpointState.MINED, *PAID_STATES),
+            succeeded=True,
+        )
+        Session.objects.filter(pk=checkpoint.session_id).update(
+            tokens_claimed=F("tokens_claimed") - (checkpoint.tokens if paid else 0),
+            last_claim_at=standing.aggregate(newest=Max("block_time"))["newest"],
+        )
+    return True
+
+
+def settle_job(session_id: int, *, gross: int, host_amount: int) -> int:
+    """The end of a job paid all its claims together: spread that over them; returns how many there were.
+
+    Each confirmed claim gets its part by tokens, rounded cumulatively, so that the parts add up to
+    exactly what the event stated (base units of the job's token).
+    """
+    with transaction.atomic():
+        session = Session.objects.get(pk=session_id)
+        claims = list(session.checkpoints.filter(state=CheckpointState.CONFIRMED).order_by("index"))
+        parts = parts_of_job(session, [claim.tokens for claim in claims], gross=gross, host_amount=host_amount)
+        for claim, (part, host) in zip(claims, parts, strict=True):
+            move(
+                claim.pk,
+                from_state=CheckpointState.CONFIRMED,
+                to_state=CheckpointState.SETTLED,
+                reason="credited when the job ended",
+                gross=part,
+                host_amount=host,
+                treasury_amount=part - host,
+            )
+    return len(claims)
+
+
+def parts_of_job(session: Session, tokens: Sequence[int], *, gross: int, host_amount: int) -> list[tuple[int, int]]:
+    """Gross and host's part of each claim of ``tokens``, in order; they add up to ``gross`` and ``host_amount``."""
+    if not tokens:
+        return []
+    ends = list(accumulate(tokens))
+    # What a fee floor adds, and what rounding leaves over, belongs to the last claim.
+    charged = [0, *(min(gross, session.worth(end)) for end in ends[:-1]), gross]
+    treasury = [(gross - host_amount) * amount // gross if gross else 0 for amount in charged]
+    return [
+        (part_end - part_start, (part_end - part_start) - (fee_end - fee_start))
+        for (part_start, part_end), (fee_start, fee_end) in zip(pairwise(charged), pairwise(treasury), strict=True)
+    ]

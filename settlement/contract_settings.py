@@ -5,7 +5,6 @@ from __future__ import annotations
 from django.utils import timezone
 from eth_utils.crypto import keccak
 
-from settlement.chain.bindings import ProofSystem
 from settlement.chain.deployment import addresses
 from settlement.host_chain import HostChain
 from settlement.models import ContractDeployment
@@ -36,9 +35,10 @@ def refresh(chain: HostChain) -> int:
                 "minimum_claim_tokens": terms.minimum_claim,
             }
         elif name == "proof_system" and code:
-            contract = ProofSystem(address)
             row["settings"] = {
-                f"accepts {prover.name} proofs": chain.client.call(contract.has_verifier(prover.selector))
+                f"accepts {prover.name} proofs": chain.marketplace.accepts_prover(
+                    chain.client, selector=prover.selector
+                )
                 for prover in PROVERS
             }
         ContractDeployment.objects.update_or_create(deployment=chain.key, name=name, defaults=row)

@@ -11,23 +11,23 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from eth_typing import ChecksumAddress
-from eth_utils.address import to_checksum_address
 from web3 import HTTPProvider, Web3
 from websockets.asyncio.client import ClientConnection, connect
 
 from jobs.models import Session, SessionState
 from settlement import ledger
 from settlement.chain import local
-from settlement.chain.bindings import JobMarketplace, TestUSDC, events
+from settlement.chain.bindings import ModelRegistry, TestUSDC, events
 from settlement.chain.deployment import transact
-from settlement.chain.marketplaces import AcceptedClaim, EndedJob, MarketplaceJob
+from settlement.chain.marketplace import AcceptedClaim, EndedJob, JobOrder, MarketplaceJob
 from settlement.host_chain import HostChain
-from settlement.models import Earning, EarningKind
+from settlement.models import Closing, Earning, EarningKind
 
 # Base units of test USDC (6 decimals).
 PRICE_PER_TOKEN = 2_000
@@ -82,23 +82,29 @@ class User:
 
     def open_job(self) -> int:
         """Deposit test USDC into a job for this host; returns the job's id."""
-        marketplace = JobMarketplace(self._chain.deployment.job_marketplace)
+        marketplace, spender = self._chain.marketplace, self._chain.deployment.job_marketplace
         transact(self._w3, self._usdc.mint(to=self.account, amount=DEPOSIT), sender=self.account)
-        approve = self._usdc.approve(spender=marketplace.address, value=DEPOSIT)
-        transact(self._w3, approve, sender=self.account)
-        create = marketplace.create_session_job_with_token(
-            host=to_checksum_address(self._chain.host or ""),
+        transact(self._w3, self._usdc.approve(spender=spender, value=DEPOSIT), sender=self.account)
+        order = JobOrder(
+            host=self._chain.host or "",
             token=self._usdc.address,
             deposit=DEPOSIT,
-            price_per_token=PRICE_PER_TOKEN,
-            max_duration=24 * 3600,
-            proof_interval=100,
+            price_per_token=PRICE_PER_TOKEN * marketplace.capabilities.price_precision,
+            max_duration=timedelta(days=1),
+            claim_interval=100,
+            model_id=self._model_id(),
         )
-        mined = transact(self._w3, create, sender=self.account)
+        mined = transact(self._w3, marketplace.open_job(order), sender=self.account)
         for log in mined["logs"]:
             if bytes(log["topics"][0]) == events.SessionJobCreated.topic:
                 return events.SessionJobCreated.decode(log).event.job_id
         raise DemonstrationFailed("the marketplace did not say which job it created")
+
+    def _model_id(self) -> bytes:
+        """Any approved model: the marketplaces whose jobs name one only ask that this host serves it."""
+        assert self._chain.deployment.model_registry is not None  # noqa: S101 - the embedded deployment has one
+        approved = self._chain.client.call(ModelRegistry(self._chain.deployment.model_registry).get_all_models())
+        return approved[0] if approved else bytes(32)
 
 
 def run(chain: HostChain, *, progress: Progress) -> Receipt:
@@ -212,16 +218,25 @@ def _sum(session: Session, kind: EarningKind) -> int:
     return sum(amounts)
 
 
+def _unclaimable(session: Session) -> int:
+    """Tokens that the node wrote down as lost, where no claim is small enough for the last of them."""
+    closing = Closing.objects.filter(session=session).first()
+    return 0 if closing is None else closing.tokens_unclaimable
+
+
 def _differences(receipt: Receipt, session: Session) -> list[str]:
     """Every figure of the chain that the ledger does not share."""
     job, claims = receipt.job, receipt.claims
     tokens = sum(claim.tokens for claim in claims)
+    # Where a claim's own transaction pays, its events say so; elsewhere the end of the job pays for all.
+    paid_by_events = receipt.end.host_amount if receipt.end.settles else sum(claim.host_amount for claim in claims)
     pairs = {
         "tokens: prompts and ledger": (sum(receipt.prompts), session.tokens_tracked),
         "tokens: ledger and claims": (session.tokens_claimed, tokens),
+        "tokens: left unclaimed": (session.tokens_tracked - session.tokens_claimed, _unclaimable(session)),
         "tokens: claims and job": (tokens, job.tokens_used),
-        "host: ledger and events": (_sum(session, EarningKind.HOST), sum(claim.host_amount for claim in claims)),
-        "host: events and job": (sum(claim.host_amount for claim in claims), job.paid_to_host),
+        "host: ledger and events": (_sum(session, EarningKind.HOST), paid_by_events),
+        "host: events and job": (paid_by_events, job.paid_to_host),
         "host: job and HostEarnings": (job.paid_to_host, receipt.host_credited),
         "treasury: ledger and job": (_sum(session, EarningKind.TREASURY), job.paid_to_treasury),
         "refund: ledger and event": (_sum(session, EarningKind.REFUND), receipt.end.refund),

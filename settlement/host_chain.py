@@ -17,8 +17,18 @@ from eth_utils.address import to_checksum_address
 
 from settlement.chain.client import ChainClient
 from settlement.chain.deployment import DEPLOYMENTS_DIR, Deployment, load_deployment
-from settlement.chain.marketplaces import Marketplace, marketplace_of
-from settlement.chain.signer import LocalSigner, Signer, account_of_key, account_of_keystore
+from settlement.chain.marketplace import Marketplace
+from settlement.chain.marketplaces import marketplace_of
+from settlement.chain.signer import (
+    LocalSigner,
+    Signer,
+    SigningRules,
+    account_of_key,
+    account_of_keystore,
+    host_rules,
+)
+from settlement.txmanager.limits import Limits
+from settlement.txmanager.manager import TransactionManager
 
 _OVERRIDES = {
     "JobMarketplace": "job_marketplace",
@@ -28,6 +38,11 @@ _OVERRIDES = {
     "ModelRegistry": "model_registry",
     "USDC": "usdc",
 }
+
+
+# The transaction manager keeps the daily budget; the signer, which sees neither receipts nor what became
+# of a signature, stops a manager gone wrong well before the account is empty.
+_SIGNED_TO_SPENT = 4
 
 
 class NoDeployment(Exception):
@@ -42,8 +57,7 @@ class HostChain:
     deployment: Deployment
     marketplace: Marketplace
     signer: Signer | None
-    confirmations: int
-    max_fee_per_gas: int
+    limits: Limits
 
     @property
     def key(self) -> str:
@@ -56,6 +70,13 @@ class HostChain:
         """The host's address in lower case."""
         return None if self.signer is None else self.signer.address
 
+    @property
+    def manager(self) -> TransactionManager | None:
+        """Sends this host's transactions; ``None`` on a node that only tracks."""
+        if self.signer is None:
+            return None
+        return TransactionManager(client=self.client, signer=self.signer, limits=self.limits)
+
 
 @lru_cache(maxsize=1)
 def host_chain() -> HostChain:
@@ -65,27 +86,45 @@ def host_chain() -> HostChain:
     account = host_account()
     signer = None
     if account is not None:
-        contracts = (deployment.job_marketplace, deployment.host_earnings, deployment.node_registry)
-        signer = LocalSigner(
-            account,
-            chain_id=environment.chain_id,
-            contracts=[address for address in contracts if address is not None],
-            max_fee_per_gas=environment.max_fee_per_gas_wei,
+        rules = signing_rules(
+            deployment, chain_id=environment.chain_id, limits=environment.limits, sweep_to=environment.sweep_to
         )
+        signer = LocalSigner(account, rules=rules)
     return HostChain(
         client=chain_client(),
         deployment=deployment,
         marketplace=marketplace_of(deployment),
         signer=signer,
-        confirmations=environment.confirmations,
-        max_fee_per_gas=environment.max_fee_per_gas_wei,
+        limits=environment.limits,
+    )
+
+
+def signing_rules(
+    deployment: Deployment, *, chain_id: int, limits: Limits, sweep_to: str | None = None
+) -> SigningRules:
+    """What the host's key may sign with this deployment."""
+    return host_rules(
+        chain_id=chain_id,
+        marketplace=deployment.job_marketplace,
+        host_earnings=deployment.host_earnings,
+        node_registry=deployment.node_registry,
+        usdc=deployment.usdc,
+        sweep_to=sweep_to,
+        max_fee_per_gas=limits.max_fee_per_gas,
+        max_cost=limits.max_cost,
+        daily_cost=_SIGNED_TO_SPENT * limits.daily_budget,
     )
 
 
 def chain_client() -> ChainClient:
-    """A client of the configured chain."""
+    """The client of the configured chain: one for the process, which remembers how its nodes fare."""
     environment = settings.ENVIRONMENT
-    return ChainClient(environment.rpc_urls, chain_id=environment.chain_id)
+    return _client(environment.rpc_urls, environment.chain_id, environment.rpc_timeout_seconds)
+
+
+@lru_cache(maxsize=4)
+def _client(urls: tuple[str, ...], chain_id: int, timeout_seconds: int) -> ChainClient:
+    return ChainClient(urls, chain_id=chain_id, timeout_seconds=timeout_seconds)
 
 
 def host_account() -> LocalAccount | None:
@@ -104,6 +143,10 @@ def deployment_file() -> Path:
     """Where the configured chain's addresses are kept."""
     environment = settings.ENVIRONMENT
     shipped = DEPLOYMENTS_DIR / f"{environment.chain_id}.json"
+    # A chain may hold marketplaces of several generations; the other ones are named for theirs.
+    named = DEPLOYMENTS_DIR / f"{environment.chain_id}-{environment.contract_generation}.json"
+    if environment.contract_generation is not None and named.exists():
+        return named
     return shipped if shipped.exists() else environment.local_deployment_file
 
 

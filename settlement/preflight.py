@@ -17,13 +17,15 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
-from jobs.inference.client import EngineClient
+from jobs.engine_choice import make_engine
 from jobs.inference.engine import ChatMessage, EngineError, GenerationRequest
 from nodes.models import ServedModel
+from settlement.amounts import EVERYTHING, format_basis_points
 from settlement.chain.client import CallReverted, ChainUnavailable, NodeRefused
 from settlement.chain.contracts import CodecError
-from settlement.chain.deployment import HOST_GENERATION, addresses
-from settlement.chain.marketplaces import UnsupportedGeneration
+from settlement.chain.deployment import addresses
+from settlement.chain.marketplace import UnsupportedGeneration
+from settlement.chain.marketplaces import known_generations
 from settlement.chain.signer import KeyUnusable, compressed_public_key
 from settlement.host_chain import NoDeployment, chain_client, configured_deployment, host_account, host_chain
 from settlement.proofs.prover import ProverUnavailable
@@ -41,6 +43,7 @@ _ADDRESS_VARIABLES = {
     "model_registry": "CONTRACT_MODEL_REGISTRY",
     "usdc": "USDC_TOKEN",
 }
+_NAMED_IF_UNKNOWN = ("host_earnings", "proof_system", "node_registry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,7 @@ def _engine() -> str:
 
 
 async def _loaded_models() -> list[str]:
-    engine = EngineClient(settings.ENVIRONMENT.engine_socket)
+    engine = make_engine()
     try:
         return [
             f"{model.model} on {model.device} ({model.compute_type}, {model.replicas} replicas)"
@@ -167,7 +170,7 @@ def _canary() -> str:
 
 
 async def _ask(model: str) -> tuple[str, int]:
-    engine = EngineClient(settings.ENVIRONMENT.engine_socket)
+    engine = make_engine()
     text, tokens = "", 0
     prompt = (ChatMessage(role="user", content="Say hello."),)
     request = GenerationRequest(
@@ -177,7 +180,7 @@ async def _ask(model: str) -> tuple[str, int]:
         async with aclosing(engine.generate(request)) as chunks:
             async for chunk in chunks:
                 text += chunk.text
-                tokens += len(chunk.token_ids)
+                tokens += chunk.count
     finally:
         await engine.close()
     return text, tokens
@@ -201,7 +204,14 @@ def _contracts() -> str:
                 f"no code at {name} {address}",
                 f"Set {_ADDRESS_VARIABLES.get(name, name)} to the contract's address.",
             )
-    return f"{len(addresses(deployment))} contracts have code ({deployment.generation})"
+    unknown = [
+        variable
+        for name, variable in _ADDRESS_VARIABLES.items()
+        if name not in addresses(deployment) and name in _NAMED_IF_UNKNOWN
+    ]
+    # Whether the node needs it there, the checks that follow find out.
+    also = f"; not known here: {', '.join(unknown)}" if unknown else ""
+    return f"{len(addresses(deployment))} contracts have code ({deployment.generation}){also}"
 
 
 def _selectors() -> str:
@@ -213,7 +223,7 @@ def _selectors() -> str:
         raise _Failed(
             f"{chain.deployment.job_marketplace} does not answer {', '.join(missing)}",
             "CONTRACT_JOB_MARKETPLACE is not the JobMarketplace, or of another generation "
-            f"(this release settles with {HOST_GENERATION}).",
+            f"than FABSTIR_CONTRACT_GENERATION says (this release settles with {', '.join(known_generations())}).",
         )
     return f"{len(needed)} functions are answered by the marketplace"
 
@@ -221,20 +231,15 @@ def _selectors() -> str:
 def _fee() -> str:
     chain = host_chain()
     terms = chain.marketplace.terms(chain.client)
-    if terms.fee_basis_points >= 10_000:
+    if terms.fee_basis_points >= EVERYTHING:
         raise _Failed("the marketplace keeps everything", "Do not serve on this marketplace.")
-    share = _percent(terms.fee_basis_points)
+    share = format_basis_points(EVERYTHING - terms.fee_basis_points)
     return f"{terms.fee_basis_points} basis points to {terms.treasury}: the host keeps {share}"
-
-
-def _percent(fee_basis_points: int) -> str:
-    whole, rest = divmod(10_000 - fee_basis_points, 100)
-    return f"{whole}.{rest:02d} %"
 
 
 def _prover() -> str:
     chain = host_chain()
-    prover = accepted_prover(chain.client, chain.deployment)
+    prover = accepted_prover(chain.client, chain.marketplace)
     if prover.name == "mock" and not settings.ENVIRONMENT.embedded_chain:
         raise _Failed("the proof system accepts mock proofs", "For testing only: do not take jobs with value on it.")
     return prover.probe()
@@ -248,6 +253,8 @@ def _registered() -> str:
     host = chain.host
     if host is None:
         return _NO_KEY
+    if chain.deployment.node_registry is None:
+        return f"{host}; no registry is known to look it up in (CONTRACT_NODE_REGISTRY)"
     node = registered_node(chain.client, chain.deployment, host=host)
     if node is None:
         raise _Failed(f"{host} is not registered", "Run `manage.py register_host`.")

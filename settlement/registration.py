@@ -21,7 +21,7 @@ from settlement.chain.deployment import Deployment
 from settlement.chain.signer import compressed_public_key
 from settlement.host_chain import HostChain, host_account
 from settlement.models import Transaction, TransactionKind, TransactionState
-from settlement.txmanager import broadcaster, confirmer, outbox
+from settlement.txmanager import outbox
 
 _POLL_SECONDS = 0.1
 
@@ -89,11 +89,11 @@ def register(
 
 
 def _see_through(chain: HostChain, row: Transaction, *, timeout_seconds: float) -> None:
-    assert chain.signer is not None  # noqa: S101 - checked by the caller
+    assert chain.manager is not None  # noqa: S101 - checked by the caller
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
-        broadcaster.broadcast(chain.client, signer=chain.signer, max_fee_per_gas=chain.max_fee_per_gas)
-        confirmer.watch(chain.client, sender=chain.signer.address, confirmations=chain.confirmations)
+        chain.manager.broadcast()
+        chain.manager.watch()
         row.refresh_from_db()
         if row.state == TransactionState.FINAL:
             return

@@ -4,7 +4,8 @@ from settlement.admin.checkpoint import CheckpointAdmin
 from settlement.admin.deployment import ChainCursorAdmin, ContractDeploymentAdmin
 from settlement.admin.earning import EarningAdmin
 from settlement.admin.session import SettledSessionAdmin
-from settlement.admin.transaction import AttemptAdmin, ReceiptAdmin, TransactionAdmin
+from settlement.admin.transaction import AttemptAdmin, ReceiptAdmin, SenderAdmin, TransactionAdmin
+from settlement.admin.withdrawal import WithdrawalAdmin
 
 __all__ = [
     "AttemptAdmin",
@@ -13,6 +14,8 @@ __all__ = [
     "ContractDeploymentAdmin",
     "EarningAdmin",
     "ReceiptAdmin",
+    "SenderAdmin",
     "SettledSessionAdmin",
     "TransactionAdmin",
+    "WithdrawalAdmin",
 ]

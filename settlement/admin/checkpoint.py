@@ -121,7 +121,7 @@ class CheckpointAdmin(CheckpointColumns, ReadOnlyAdmin):
         "transaction_hash",
         "confirmed_at",
     )
-    list_filter = ("state", "closing", "prover", "created_at")
+    list_filter = ("state", "closing", "created_at")
     search_fields = ("session__client_session_id", "reason")
     search_help_text = "Job id, hash or depositor"
     job_id_lookup = "session__job_id"

@@ -1,31 +1,30 @@
 """The admin's front page: what an operator wants to know first.
 
-Guarantees that its numbers come from the database alone, so that it opens while the chain is away,
-and that amounts are added up in Python, since SQLite cannot add uint256 columns.
+Guarantees that its numbers come from the database alone, so that it opens while the chain is away, and
+that figures of money and tokens are those of ``settlement.statements``, as everywhere else.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, F, QuerySet, Sum
+from django.db.models import Count, F, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 
 from jobs.models import Session
 from nodes.models import Host
 from nodes.read_only_admin import NOTHING
+from settlement import statements
 from settlement.admin.links import address_value
-from settlement.admin.money import with_unit
 from settlement.admin.states import checkpoint_badge
-from settlement.amounts import Unit, format_amount, format_shares, unit_of
+from settlement.amounts import format_amount, format_shares
 from settlement.chain.deployment import DeploymentError
-from settlement.chain.marketplaces import UnsupportedGeneration
+from settlement.chain.marketplace import UnsupportedGeneration
 from settlement.chain.signer import KeyUnusable
 from settlement.host_chain import NoDeployment, host_chain
-from settlement.models import Checkpoint, CheckpointState, ContractDeployment, Earning, EarningKind
+from settlement.models import Checkpoint, CheckpointState, ContractDeployment, LedgerCheck
 
 _NEEDS_OPERATOR = (CheckpointState.FAILED, CheckpointState.PAUSED)
 
@@ -36,6 +35,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         cards=_cards(),
         host=_host(),
         money=_money(),
+        ledger=_ledger(),
         checkpoints=_checkpoints(),
         failed_checkpoints_link=_checkpoint_list(CheckpointState.FAILED),
     )
@@ -44,17 +44,13 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def _cards() -> list[dict[str, Any]]:
     with_job = Session.objects.with_job()
-    tokens = with_job.aggregate(
-        tracked=Sum("tokens_tracked", default=0),
-        sealed=Sum("tokens_sealed", default=0),
-        claimed=Sum("tokens_claimed", default=0),
-    )
+    tokens = statements.token_counts()
     sessions = reverse("admin:jobs_session_changelist")
     without_job = Session.objects.open().filter(job_id__isnull=True).count()
     given_up = Checkpoint.objects.filter(state=CheckpointState.FAILED).aggregate(
         tokens=Sum(F("to_token") - F("from_token"), default=0)
     )["tokens"]
-    on_their_way = tokens["sealed"] - tokens["claimed"] - given_up
+    on_their_way = tokens.sealed - tokens.claimed - given_up
     return [
         {
             "title": "Sessions open",
@@ -62,16 +58,16 @@ def _cards() -> list[dict[str, Any]]:
             "note": f"{with_job.closing().count()} closing, {without_job} without a job",
             "href": f"{sessions}?state__exact=open",
         },
-        {"title": "Tokens tracked", "value": tokens["tracked"], "note": "of jobs", "href": sessions},
+        {"title": "Tokens tracked", "value": tokens.tracked, "note": "of jobs", "href": sessions},
         {
             "title": "Tokens sealed",
-            "value": tokens["sealed"],
-            "note": f"{tokens['tracked'] - tokens['sealed']} not sealed yet",
+            "value": tokens.sealed,
+            "note": f"{tokens.tracked - tokens.sealed} not sealed yet",
             "href": reverse("admin:settlement_checkpoint_changelist"),
         },
         {
             "title": "Tokens claimed",
-            "value": tokens["claimed"],
+            "value": tokens.claimed,
             "note": f"{on_their_way} on their way" + (f", {given_up} given up" if given_up else ""),
             "href": reverse("admin:settlement_checkpoint_changelist"),
         },
@@ -112,20 +108,35 @@ def _host() -> dict[str, Any]:
 
 
 def _money() -> list[dict[str, Any]]:
-    """One row per unit, one amount per kind."""
-    sums: dict[tuple[Unit, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    earnings: QuerySet[Any] = with_unit(Earning.objects.order_by(), deployment="deployment", paid_in="token")
-    for kind, token, amount, is_usdc in earnings.values_list("kind", "token", "amount", "paid_in_usdc").iterator():
-        unit = unit_of(token, is_usdc=is_usdc)
-        # Tokens that the node knows nothing about must not be added to each other.
-        sums[unit, token if unit.decimals == 0 else ""][kind] += amount
+    """One row per deployment and token, one amount per column."""
+    lines = list(statements.statement())
+    several = len({line.deployment for line in lines}) > 1
     return [
         {
-            "symbol": unit.symbol,
-            "token": token,
-            "amounts": [format_amount(amounts[kind], unit) if kind in amounts else NOTHING for kind in EarningKind],
+            "symbol": line.unit.symbol,
+            # Tokens that the node knows nothing about are told apart by their addresses.
+            "token": line.token if line.unit.decimals == 0 else "",
+            "deployment": line.deployment if several else "",
+            "amounts": [format_amount(amount, line.unit) if amount else NOTHING for amount in _columns(line)],
         }
-        for (unit, token), amounts in sorted(sums.items(), key=lambda item: (item[0][0].symbol, item[0][1]))
+        for line in lines
+    ]
+
+
+def _columns(line: statements.Line) -> tuple[int, ...]:
+    return (line.accrued, line.host, line.treasury, line.refund, line.gas, line.withdrawn, line.swept)
+
+
+def _ledger() -> list[dict[str, Any]]:
+    """The last check of each part of the ledger, in plain words."""
+    return [
+        {
+            "part": "the chain" if check.part == "chain" else "the database",
+            "at": check.at,
+            "violations": sum(check.counts.values()),
+            "findings": check.findings,
+        }
+        for check in LedgerCheck.objects.all()
     ]
 
 

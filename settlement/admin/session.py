@@ -54,6 +54,16 @@ class SettledSessionAdmin(SessionAdmin):
             },
         ),
         (
+            "Who may spend the deposit",
+            {
+                "fields": (("bound_by", "bound_to"),),
+                "description": "The first caller who was let prompt on this job: how it was recognised, and as whom."
+                " The depositor and whom it authorises may always prompt; of all others only this caller. Empty while"
+                " nobody had to show who it is, and for a session without a job. An API key, an authorisation or a"
+                " session token is named by the number of its row, never by its secret.",
+            },
+        ),
+        (
             "Tokens",
             {
                 "fields": (

@@ -21,10 +21,9 @@ _TRANSACTIONS = {
     TransactionState.FINAL: "success",
     TransactionState.REVERTED: "danger",
     TransactionState.FAILED: "danger",
-    TransactionState.REPLACED: "warning",
     TransactionState.CANCELLED: "warning",
 }
-_ATTEMPTS = {AttemptState.MINED: "success", AttemptState.REPLACED: "neutral"}
+_ATTEMPTS = {AttemptState.MINED: "success", AttemptState.REPLACED: "neutral", AttemptState.DISPLACED: "danger"}
 
 
 def checkpoint_badge(state: str) -> SafeString:

@@ -8,14 +8,16 @@ from django.contrib import admin
 from django.db.models import F, Model, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from nodes.read_only_admin import ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
+from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
 from settlement.admin.links import address_value, block_value, transaction_value
 from settlement.admin.states import attempt_badge, transaction_badge
+from settlement.admin.transaction_requests import EventInline, TransactionRequests
 from settlement.amounts import ETH, GWEI, format_amount
-from settlement.models import Attempt, Checkpoint, Receipt, Transaction
+from settlement.models import Attempt, Checkpoint, Receipt, Sender, Transaction
 
 
 def with_shown_hash(queryset: QuerySet[Any], *, transaction: str = "") -> QuerySet[Any]:
@@ -61,7 +63,7 @@ class AttemptInline(AttemptColumns, ReadOnlyInline):
 
     model = Attempt
     verbose_name_plural = "Attempts"
-    fields = ("hash_in_full", "standing", "gas_limit", "fee_cap", "tip_cap", "sent_at", "error")
+    fields = ("hash_in_full", "kind", "standing", "gas_limit", "fee_cap", "tip_cap", "sends", "sent_at", "error")
     readonly_fields = fields
     ordering = ("id",)
 
@@ -96,7 +98,7 @@ class ReceiptInline(ReadOnlyInline):
 
 
 @admin.register(Transaction)
-class TransactionAdmin(ReadOnlyAdmin):
+class TransactionAdmin(TransactionRequests, ReadOnlyAdmin):
     """Calls that this node wants on the chain, once each."""
 
     list_display = ("name", "standing", "served", "nonce", "sender_short", "shown_hash_short", "retries", "created_at")
@@ -108,8 +110,9 @@ class TransactionAdmin(ReadOnlyAdmin):
     address_lookups = ("sender", "to")
     hash_lookups = ("attempts__hash",)
     fieldsets = (
-        (None, {"fields": ("kind", "standing", "served", "reason", "retries", "retry_at")}),
+        (None, {"fields": ("kind", "standing", "served", "reason", "revert", "retries", "retry_at")}),
         ("Call", {"fields": ("chain_id", "sender_in_full", "to_in_full", "value_in_eth", "nonce", "calldata")}),
+        ("Limits", {"fields": ("priority", "cost_limit_in_eth", "bump_requested_at", "cancel_requested_at")}),
         ("Record", {"fields": ("shown_hash_in_full", "idempotency_key", "created_at", "updated_at")}),
     )
 
@@ -117,7 +120,10 @@ class TransactionAdmin(ReadOnlyAdmin):
         return with_shown_hash(super().get_queryset(request))
 
     def get_inlines(self, request: HttpRequest, obj: Transaction | None) -> list[type[Any]]:
-        return [AttemptInline, ReceiptInline] if hasattr(obj, "receipt") else [AttemptInline]
+        inlines: list[type[Any]] = [AttemptInline]
+        if hasattr(obj, "receipt"):
+            inlines.append(ReceiptInline)
+        return [*inlines, EventInline]
 
     @admin.display(description="transaction", ordering="kind")
     def name(self, transaction: Transaction) -> str:
@@ -156,6 +162,10 @@ class TransactionAdmin(ReadOnlyAdmin):
     def value_in_eth(self, transaction: Transaction) -> str:
         return format_amount(transaction.value, ETH)
 
+    @admin.display(description="cost limit")
+    def cost_limit_in_eth(self, transaction: Transaction) -> str:
+        return NOTHING if transaction.cost_limit is None else format_amount(transaction.cost_limit, ETH)
+
     @admin.display(description="calldata")
     def calldata(self, transaction: Transaction) -> SafeString | str:
         return chain_value(transaction.data)
@@ -176,7 +186,8 @@ class AttemptAdmin(AttemptColumns, ReadOnlyAdmin):
     search_help_text = "Transaction hash"
     hash_lookups = ("hash",)
     fieldsets = (
-        (None, {"fields": ("transaction_page", "hash_in_full", "standing", "error", "created_at", "sent_at")}),
+        (None, {"fields": ("transaction_page", "hash_in_full", "kind", "nonce", "standing")}),
+        ("Sending", {"fields": ("sends", "outcome", "error", "created_at", "sent_at", "sent_block")}),
         ("Fees", {"fields": ("gas_limit", "fee_cap", "tip_cap")}),
         ("Signed bytes", {"fields": ("signed_bytes",)}),
     )
@@ -233,6 +244,33 @@ class ReceiptAdmin(ReadOnlyAdmin):
     @admin.display(description="fee")
     def fee(self, receipt: Receipt) -> str:
         return fee_text(receipt)
+
+
+@admin.register(Sender)
+class SenderAdmin(ReadOnlyAdmin):
+    """Accounts that send, and why one of them pauses."""
+
+    list_display = ("address_short", "chain_id", "standing", "paused_until", "leased_until")
+    search_fields = ("paused_reason",)
+    search_help_text = "Address"
+    address_lookups = ("address",)
+    fieldsets = (
+        (None, {"fields": ("chain_id", "address_in_full", "standing", "paused_until", "paused_reason")}),
+        ("Broadcaster", {"fields": ("holder", "fence", "leased_until")}),
+    )
+
+    @admin.display(description="address", ordering="address")
+    def address_short(self, sender: Sender) -> SafeString | str:
+        return address_value(sender.address, chain_id=sender.chain_id, short=True)
+
+    @admin.display(description="address")
+    def address_in_full(self, sender: Sender) -> SafeString | str:
+        return address_value(sender.address, chain_id=sender.chain_id)
+
+    @admin.display(description="state", ordering="paused_until")
+    def standing(self, sender: Sender) -> SafeString:
+        paused = sender.paused_until is not None and sender.paused_until > timezone.now()
+        return badge("paused", colour="danger") if paused else badge("sending", colour="success")
 
 
 def _gwei(amount: int) -> SafeString:

@@ -18,9 +18,10 @@ from eth_abi.abi import decode as abi_decode
 from eth_abi.abi import encode as abi_encode
 from eth_abi.exceptions import DecodingError, EncodingError
 from eth_typing import ChecksumAddress
-from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
+
+from settlement.chain.addresses import to_checksum_address
 
 ARTIFACTS_DIR = Path(__file__).resolve().parent.parent / "contracts" / "abi"
 

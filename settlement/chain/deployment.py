@@ -25,6 +25,8 @@ from settlement.chain.contracts import Call, load_artifact
 DEPLOYMENTS_DIR = Path(__file__).resolve().parent.parent / "contracts" / "deployments"
 MISSION_GENERATION = "mission-2025-09"
 """The interface of the mission documents, as on Base Sepolia: pays at completion, no closing claim."""
+MODEL_GENERATION = "model-2026-02"
+"""Sessions name a model, claims carry a hash: pays at completion, prices for 1000 tokens."""
 HOST_GENERATION = "fabstir-host-1"
 """The interface of settlement/contracts/src: pays on each claim, with a closing claim."""
 USDC = 1_000_000

@@ -5,6 +5,7 @@ data is found in every web3 exception that carries it. Does not decide whether a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,9 @@ from settlement.chain.contracts import CodecError, ContractRefusal, decode_value
 
 _REASON = keccak(text="Error(string)")[:4]
 _PANIC = keccak(text="Panic(uint256)")[:4]
+_REASON_IN_WORDS = re.compile(
+    r"(?i)revert(?:ed)?(?: with reason string '(?P<quoted>.*)'|(?:: | with reason: )(?P<plain>.+))", re.DOTALL
+)
 _PANICS = {
     0x01: "assertion failed",
     0x11: "arithmetic overflow",
@@ -114,6 +118,14 @@ def decode_revert(data: bytes) -> Revert:
     return UnknownRevert(data)
 
 
+def revert_in_words(data: bytes, message: str) -> Revert:
+    """The meaning of revert data or, where the node gave none, of the reason in its message; never raises."""
+    if data:
+        return decode_revert(data)
+    reason = _reason_in(message)
+    return ReasonRevert(reason) if reason else UnknownRevert(b"")
+
+
 def revert_of(problem: BaseException) -> Revert | None:
     """The revert that a web3 exception reports; None for one that reports no revert."""
     if isinstance(problem, ContractLogicError):
@@ -156,9 +168,9 @@ def _bytes(data: Any) -> bytes | None:
 
 
 def _reason_in(message: str | None) -> str:
-    """`execution reverted: reason` → reason."""
-    _, found, reason = (message or "").partition("execution reverted: ")
-    return reason.strip() if found else ""
+    """`execution reverted: reason` and its variants in other clients → reason."""
+    found = _REASON_IN_WORDS.search(message or "")
+    return (found["quoted"] or found["plain"] or "").strip() if found else ""
 
 
 def _shown(value: Any) -> str:

@@ -36,6 +36,8 @@ PUBLISHED = (
     "ProofSystem",
     "TestUSDC",
 )
+# Of contracts that are not ours: bindings only.
+INTERFACES = ("MissionJobMarketplace", "ModelJobMarketplace", "ModelRateLimits")
 
 
 class CompileError(Exception):
@@ -70,20 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compiled_files() -> dict[Path, str]:
     """All generated files with their contents; raises CompileError or ToolchainError."""
     published: dict[str, Mapping[str, Any]] = {}
+    interfaces: dict[str, Mapping[str, Any]] = {}
     files: dict[Path, str] = {}
     for source, contracts in _compile(_node_modules()).items():
         for name, output in contracts.items():
-            if name in PUBLISHED:
+            if name in INTERFACES:
+                interfaces[name] = output
+            elif name in PUBLISHED:
                 published[name] = output
                 files[ABI_DIR / f"{name}.json"] = _artifact_text(name, output)
             elif source.startswith("test/"):
                 files[TEST_ARTIFACTS / f"{name}.json"] = _artifact_text(name, output)
-    missing = set(PUBLISHED) - published.keys()
+    missing = {*PUBLISHED, *INTERFACES} - published.keys() - interfaces.keys()
     if missing:
         raise CompileError(f"no such contract in {SOURCES}: {', '.join(sorted(missing))}")
     abis = {name: published[name]["abi"] for name in PUBLISHED}
+    foreign = {name: interfaces[name]["abi"] for name in INTERFACES}
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.sol"))]
-    for module, text in generate_bindings(abis, sources=sources).items():
+    for module, text in generate_bindings(abis, interfaces=foreign, sources=sources).items():
         files[BINDINGS_DIR / f"{module}.py"] = _formatted(text)
     return files
 

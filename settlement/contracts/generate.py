@@ -1,7 +1,8 @@
 """Typed Python from ABIs: one module for each contract, and one each for structs, events and errors, which
 contracts share. Guarantees that a definition met in several ABIs is emitted once and that two which
-disagree are an error. Writes no file and computes no selector: the generated code does so from the
-signatures at import.
+disagree are an error. The interfaces of other people's contracts, which reuse names for other shapes, get
+one module each that holds all of theirs. Writes no file and computes no selector: the generated code does
+so from the signatures at import.
 """
 
 from __future__ import annotations
@@ -40,19 +41,28 @@ class Field:
     conversion: str
 
 
-def generate_bindings(abis: Mapping[str, Abi], *, sources: Sequence[str]) -> dict[str, str]:
-    """Module name to text, from ABIs by contract name; the Solidity sources give the members of enums."""
+def generate_bindings(
+    abis: Mapping[str, Abi], *, interfaces: Mapping[str, Abi], sources: Sequence[str]
+) -> dict[str, str]:
+    """Module name to text, from ABIs by contract name; the Solidity sources give the members of enums.
+
+    ``interfaces`` are the ABIs of contracts that are not ours.
+    """
     entries = [entry for abi in abis.values() for entry in abi]
     events = _distinct(entry for entry in entries if entry["type"] == "event")
     errors = _distinct(entry for entry in entries if entry["type"] == "error")
     modules = {snake(name): _contract_module(name, abi) for name, abi in abis.items()}
+    modules |= {snake(name): _interface_module(name, abi) for name, abi in interfaces.items()}
     modules["structs"] = _structs_module(entries, _enums(sources))
     modules["events"] = _events_module(events)
     own = set(re.findall(r"^\s*error (\w+)\(", "\n".join(sources), flags=re.MULTILINE))
     modules["errors"] = _errors_module("The contracts' own errors.", errors, names=own)
     modules["library_errors"] = _errors_module("OpenZeppelin's errors.", errors, names=errors.keys() - own)
     modules["__init__"] = _package_module(
-        list(abis), list(events), {name: "errors" if name in own else "library_errors" for name in errors}
+        list(abis),
+        list(interfaces),
+        list(events),
+        {name: "errors" if name in own else "library_errors" for name in errors},
     )
     return modules
 
@@ -133,9 +143,30 @@ def _contract_module(name: str, abi: Abi) -> str:
     lines += ["from eth_typing import ChecksumAddress", ""]
     lines += ["from settlement.chain.contracts import Call, Contract, FunctionSpec, nothing, single"]
     lines += [f"from settlement.chain.bindings.structs import {', '.join(structs)}"] if structs else []
-    lines += [
-        "",
-        "",
+    return "\n".join([*lines, "", "", *_contract_class(name, functions)]) + "\n"
+
+
+def _interface_module(name: str, abi: Abi) -> str:
+    """Rows, events and calls of a contract that is not ours, in one module."""
+    functions = sorted((entry for entry in abi if entry["type"] == "function"), key=lambda entry: str(entry["name"]))
+    events = _distinct(entry for entry in abi if entry["type"] == "event")
+    lines = [HEADER.format(summary=f"Rows, events and calls of {name}; what they mean is told in {name}.sol.")]
+    lines += ["from collections.abc import Mapping, Sequence", "from dataclasses import dataclass"]
+    lines += ["from typing import Any, ClassVar", "", "from eth_typing import ChecksumAddress", ""]
+    lines += ["from settlement.chain.addresses import to_checksum_address"]
+    lines += ["from settlement.chain.contracts import Call, Contract, ContractEvent, EventSpec, FunctionSpec"]
+    lines += ["from settlement.chain.contracts import nothing, single", ""]
+    for entry in functions:
+        if any(_struct_items(entry)):
+            raise GenerateError(f"{name}.{entry['name']} takes or returns a struct, which interfaces may not")
+        if len(entry["outputs"]) > 1:
+            lines += ["", *_struct(_result_name(entry), _fields(entry["outputs"])), ""]
+    lines += _event_classes(events)
+    return "\n".join([*lines, "", *_contract_class(name, functions)]) + "\n"
+
+
+def _contract_class(name: str, functions: Abi) -> list[str]:
+    lines = [
         f"class {name}(Contract):",
         f'    """A deployed {name}; amounts in smallest units."""',
         "",
@@ -148,7 +179,7 @@ def _contract_module(name: str, abi: Abi) -> str:
     lines.append("    }")
     for entry in functions:
         lines += ["", *_method(entry)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _used_structs(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -216,8 +247,8 @@ def _structs_module(entries: Abi, enums: Mapping[str, Sequence[str]]) -> str:
         "from dataclasses import dataclass",
         "from enum import IntEnum",
     ]
-    lines += ["from typing import Any", "", "from eth_typing import ChecksumAddress"]
-    lines += ["from eth_utils.address import to_checksum_address", ""]
+    lines += ["from typing import Any", "", "from eth_typing import ChecksumAddress", ""]
+    lines += ["from settlement.chain.addresses import to_checksum_address", ""]
     for name, members in sorted(enums.items()):
         lines += ["", f"class {name}(IntEnum):", f'    """The contracts\' {name}."""', ""]
         lines += [f"    {snake(member).upper()} = {number}" for number, member in enumerate(members)]
@@ -265,6 +296,11 @@ def _events_module(events: Mapping[str, Mapping[str, Any]]) -> str:
     lines += ["from dataclasses import dataclass", "from typing import ClassVar", ""]
     lines += ["from eth_typing import ChecksumAddress", ""]
     lines += ["from settlement.chain.contracts import ContractEvent, EventSpec", ""]
+    return "\n".join([*lines, *_event_classes(events)])
+
+
+def _event_classes(events: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines: list[str] = []
     for name, entry in events.items():
         indexed = tuple(item["indexed"] for item in entry["inputs"])
         if any(item["indexed"] and item["type"] in ("string", "bytes") for item in entry["inputs"]):
@@ -273,7 +309,7 @@ def _events_module(events: Mapping[str, Mapping[str, Any]]) -> str:
         lines += ["", "@dataclass(frozen=True, slots=True)", f"class {name}(ContractEvent):"]
         lines += [f"    SPEC: ClassVar[EventSpec] = {spec}", "    topic: ClassVar[bytes] = SPEC.topic"]
         lines += [*_plain_fields(entry), ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _errors_module(summary: str, errors: Mapping[str, Mapping[str, Any]], *, names: Set[str]) -> str:
@@ -295,14 +331,16 @@ def _plain_fields(entry: Mapping[str, Any]) -> list[str]:
     return [f"    {field.name}: {field.annotation}" for field in _fields(items)]
 
 
-def _package_module(contracts: Sequence[str], events: Sequence[str], errors: Mapping[str, str]) -> str:
+def _package_module(
+    contracts: Sequence[str], interfaces: Sequence[str], events: Sequence[str], errors: Mapping[str, str]
+) -> str:
     lines = [HEADER.format(summary="Typed contracts, events and errors, and the tables to find them by.")]
     lines += [
         "from collections.abc import Mapping",
         "",
         "from settlement.chain.bindings import errors, events, library_errors",
     ]
-    lines += [f"from settlement.chain.bindings.{snake(name)} import {name}" for name in contracts]
+    lines += [f"from settlement.chain.bindings.{snake(name)} import {name}" for name in (*contracts, *interfaces)]
     lines += ["from settlement.chain.contracts import ContractRefusal, ContractEvent, FunctionSpec", ""]
     lines += ["ALL_EVENTS: Mapping[bytes, type[ContractEvent]] = {"]
     lines += [f"    events.{name}.topic: events.{name}," for name in events]
@@ -311,12 +349,13 @@ def _package_module(contracts: Sequence[str], events: Sequence[str], errors: Map
     lines += ["}", "SELECTORS: Mapping[bytes, FunctionSpec] = {"]
     lines += ["    function.selector: function"]
     lines += [
-        f"    for contract in ({', '.join(contracts)})",
+        # Ours come last: where another contract shares a selector, the answer decodes as ours.
+        f"    for contract in ({', '.join((*interfaces, *contracts))})",
         "    for function in contract.FUNCTIONS.values()",
         "}",
         "",
     ]
     tables = ["ALL_ERRORS", "ALL_EVENTS", "SELECTORS"]
-    exported = [*tables, *sorted(contracts), "errors", "events", "library_errors"]
+    exported = [*tables, *sorted((*contracts, *interfaces)), "errors", "events", "library_errors"]
     lines += [f"__all__ = [{', '.join(repr(name) for name in exported)}]", ""]
     return "\n".join(lines)

@@ -29,17 +29,21 @@ class CheckpointState(models.TextChoices):
     REORGED = "reorged"
 
 
-UNPAID_STATES = (
+# On their way, and not in a block yet: the next claim of the same job waits for them.
+UNMINED_STATES = (
     CheckpointState.SEALED,
     CheckpointState.PROVING,
     CheckpointState.PROVED,
     CheckpointState.QUEUED,
     CheckpointState.SENT,
-    CheckpointState.MINED,
     CheckpointState.RETRY_AT,
     CheckpointState.REORGED,
 )
+UNPAID_STATES = (*UNMINED_STATES, CheckpointState.MINED)
+# The marketplace accepted the claim for good. In a generation that pays when the job ends, the amounts
+# of a confirmed one are not known before that.
 PAID_STATES = (CheckpointState.CONFIRMED, CheckpointState.SETTLED, CheckpointState.WITHDRAWN)
+_CREDITED_STATES = (CheckpointState.SETTLED, CheckpointState.WITHDRAWN)
 
 
 class CheckpointQuerySet(models.QuerySet["Checkpoint"]):
@@ -49,7 +53,12 @@ class CheckpointQuerySet(models.QuerySet["Checkpoint"]):
         """On their way: neither paid nor given up nor held by the operator."""
         return self.filter(state__in=UNPAID_STATES)
 
+    def unmined(self) -> CheckpointQuerySet:
+        """On their way and not in a block yet."""
+        return self.filter(state__in=UNMINED_STATES)
+
     def paid(self) -> CheckpointQuerySet:
+        """Accepted by the marketplace for good, credited already or when the job ends."""
         return self.filter(state__in=PAID_STATES)
 
     def due(self, *states: CheckpointState, now: datetime) -> CheckpointQuerySet:
@@ -61,7 +70,8 @@ class Checkpoint(models.Model):
     """Tokens ``[from_token, to_token)`` of a job's session, claimed as one.
 
     ``gross``, ``host_amount`` and ``treasury_amount`` are base units of the job's payment token, as
-    the chain's events stated them; empty until those were seen.
+    the chain's events stated them (of a job that is paid at its end, this claim's part of it); empty
+    until those were seen.
     """
 
     session = models.ForeignKey(Session, on_delete=models.PROTECT, related_name="checkpoints")
@@ -89,7 +99,11 @@ class Checkpoint(models.Model):
 
     class Meta:
         ordering = ["-id"]
-        indexes = [models.Index(fields=["state", "retry_at"], name="checkpoint_state_retry")]
+        indexes = [
+            models.Index(fields=["state", "retry_at"], name="checkpoint_state_retry"),
+            models.Index(fields=["session"], condition=Q(state__in=UNMINED_STATES), name="checkpoint_unmined"),
+            models.Index(fields=["session"], condition=Q(state__in=UNPAID_STATES), name="checkpoint_unpaid"),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["session", "index"], name="one_checkpoint_per_index"),
             models.UniqueConstraint(fields=["session", "from_token"], name="one_checkpoint_per_start"),
@@ -105,14 +119,13 @@ class Checkpoint(models.Model):
                 name="a_queued_checkpoint_has_a_transaction",
             ),
             models.CheckConstraint(
-                condition=~Q(state__in=PAID_STATES)
-                | (
-                    Q(transaction__isnull=False)
-                    & Q(host_amount__isnull=False)
-                    & Q(treasury_amount__isnull=False)
-                    & Q(confirmed_at__isnull=False)
-                ),
+                condition=~Q(state__in=PAID_STATES) | (Q(transaction__isnull=False) & Q(confirmed_at__isnull=False)),
                 name="a_paid_checkpoint_has_its_event",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=_CREDITED_STATES)
+                | (Q(gross__isnull=False) & Q(host_amount__isnull=False) & Q(treasury_amount__isnull=False)),
+                name="a_credited_checkpoint_has_its_amounts",
             ),
         ]
 
@@ -138,6 +151,9 @@ class CheckpointEvent(models.Model):
 
     class Meta:
         ordering = ["id"]
+        indexes = [
+            models.Index(fields=["at"], condition=Q(to_state=CheckpointState.PROVED), name="checkpoint_proved_at")
+        ]
 
     def __str__(self) -> str:
         return f"{self.from_state or 'new'} → {self.to_state}"

@@ -1,201 +1,125 @@
-"""The broadcaster: from a queued transaction to signed bytes that a node has accepted.
+"""The broadcaster: from queued transactions to signed bytes that a node has accepted.
 
-Guarantees that a signed attempt is committed before any node sees it, that a restart re-sends the
-stored bytes, and that no error takes a new nonce. Does not guarantee delivery: the confirmer watches
-for receipts, and asks here for the bytes to be sent again while there are none.
+Guarantees that nothing is sent before it is committed as signed, that a restart goes on with the
+stored bytes in the order of nonces, that no error takes a new nonce, and that one process at a time does
+all this for an account. Does not guarantee delivery: the confirmer watches for receipts, and here the
+bytes are sent again, replaced at a higher price or cancelled while there are none.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 
-from django.db import transaction
-from django.utils import timezone
-from hexbytes import HexBytes
-
-from settlement.chain.client import CallReverted, ChainClient, ChainUnavailable, NodeRefused
-from settlement.chain.signer import Signer, SigningRefused, UnsignedTransaction
-from settlement.models import Attempt, AttemptState, Transaction, TransactionState
-from settlement.txmanager import nonces
-from settlement.txmanager.fees import fees_for, gas_limit_for
-from settlement.txmanager.outcomes import LEFT_THE_NODE, SendOutcome, classify
+from settlement.chain.client import ChainClient
+from settlement.chain.signer import Signer, SigningRefused
+from settlement.models import Attempt, Transaction, TransactionState
+from settlement.txmanager import commands, gaps, nonces, quotes, replacement, senders, sending, starting, vanished
+from settlement.txmanager.fees import gas_limit_for
+from settlement.txmanager.limits import Limits
 from settlement.txmanager.raw_call import raw_call
+from settlement.txmanager.turn import NOTHING_GAS_LIMIT, Turn
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = timedelta(minutes=10)
-RESEND_AFTER = timedelta(seconds=30)
 
-
-def broadcast(client: ChainClient, *, signer: Signer, max_fee_per_gas: int) -> int:
-    """Start queued transactions of the signer, one after another; returns how many were handed over."""
+def broadcast(client: ChainClient, *, signer: Signer, limits: Limits) -> int:
+    """Send what is due for the signer's account; returns how many transactions a node took over."""
     sender = signer.address
-    handed_over = 0
-    resend_lost(client, sender=sender)
-    refill_gap(client, sender=sender)
-    while True:
-        row = _in_progress(client, sender) or _start(client, sender)
-        if row is None:
-            return handed_over
-        attempt = row.attempts.last() or _sign(client, row, signer=signer, max_fee_per_gas=max_fee_per_gas)
-        if attempt is None or not _send(client, row, attempt):
-            return handed_over
-        handed_over += 1
-
-
-def _in_progress(client: ChainClient, sender: str) -> Transaction | None:
-    now = timezone.now()
-    row = Transaction.objects.filter(
-        chain_id=client.chain_id, sender=sender, state=TransactionState.IN_PROGRESS
-    ).first()
-    return None if row is None or (row.retry_at and row.retry_at > now) else row
-
-
-def _start(client: ChainClient, sender: str) -> Transaction | None:
-    """Give the oldest due transaction its nonce, unless its call would revert now."""
-    now = timezone.now()
-    if Transaction.objects.filter(chain_id=client.chain_id, sender=sender, state=TransactionState.IN_PROGRESS).exists():
-        return None
-    queued = Transaction.objects.queued().filter(chain_id=client.chain_id, sender=sender).order_by("id")
-    for row in queued:
-        if row.retry_at and row.retry_at > now:
-            continue
-        try:
-            client.simulate(raw_call(row), sender=sender)
-        except CallReverted as reverted:
-            # Before a nonce is taken: nothing was signed and nothing was paid for.
-            _set_state(row, TransactionState.QUEUED, TransactionState.FAILED, reason=str(reverted.revert))
-            continue
-        if nonces.start_next(row, mined_count=client.transaction_count(sender)):
-            return Transaction.objects.get(pk=row.pk)
-        return None
-    return None
-
-
-def _sign(client: ChainClient, row: Transaction, *, signer: Signer, max_fee_per_gas: int) -> Attempt | None:
-    """Sign and store an attempt. ``None`` if it has to wait."""
+    if not Transaction.objects.unfinished().filter(chain_id=client.chain_id, sender=sender).exists():
+        return 0
+    lease = senders.acquire(chain_id=client.chain_id, address=sender)
+    if lease is None:
+        return 0
     try:
-        estimate = client.estimate_gas(raw_call(row), sender=row.sender)
-    except CallReverted as reverted:
-        # The nonce never left this table, so it is free again.
-        Transaction.objects.filter(pk=row.pk, state=TransactionState.IN_PROGRESS).update(
-            state=TransactionState.FAILED, nonce=None, reason=str(reverted.revert)[:500]
-        )
+        return _take_turn(Turn(client=client, signer=signer, limits=limits, lease=lease))
+    except senders.LeaseLost as lost:
+        logger.warning("%s", lost, extra={"event": "lease_lost"})
+        return 0
+    finally:
+        senders.release(lease)
+
+
+def _take_turn(turn: Turn) -> int:
+    reported = turn.client.reported_chain_id()
+    if reported != turn.lease.chain_id:
+        senders.pause(turn.lease, reason=f"the node is of chain {reported}", event="wrong_chain")
+        return 0
+    mined_count = turn.client.transaction_count(turn.sender)
+    commands.cancel_queued(turn.rows)
+    vanished.take_back_lost(turn.client, sender=turn.sender, mined_count=mined_count)
+    rows = turn.unmined()
+    gaps.fill(turn, rows, mined_count=mined_count)
+    replacement.replace_due(turn, rows, mined_count=mined_count)
+    rows = turn.unmined()
+    sending.resend_lost(turn, rows)
+    if senders.pause_reason(chain_id=turn.lease.chain_id, address=turn.sender):
+        return 0
+    handed_over = 0
+    try:
+        handed_over, clear = _resume(turn, rows)
+        while clear:
+            started = starting.start_batch(turn, mined_count=mined_count)
+            if started.attempts:
+                left, clear = sending.hand_over(turn, started.attempts, head=started.head)
+                handed_over += left
+            elif not started.more:
+                break
+    except senders.SenderPaused:
+        # Said in the log and on the sender's row by who paused it.
+        return handed_over
+    senders.resume(chain_id=turn.lease.chain_id, address=turn.sender)
+    return handed_over
+
+
+def _resume(turn: Turn, rows: list[Transaction]) -> tuple[int, bool]:
+    """Hand over what was started and not accepted, in the order of nonces, up to the first that has to wait.
+
+    Returns how many left, and whether nothing is held up.
+    """
+    started = [row for row in rows if row.state == TransactionState.IN_PROGRESS]
+    if not started:
+        return 0, True
+    head = turn.client.head().number
+    attempts: list[Attempt] = []
+    for row in started:
+        attempt = None if sending.has_to_wait(row) else _newest_attempt(turn, row)
+        if attempt is None:
+            break
+        attempts.append(attempt)
+    handed_over = 0
+    for start in range(0, len(attempts), sending.BATCH):
+        left, clear = sending.hand_over(turn, attempts[start : start + sending.BATCH], head=head)
+        handed_over += left
+        if not clear:
+            return handed_over, False
+    return handed_over, len(attempts) == len(started)
+
+
+def _newest_attempt(turn: Turn, row: Transaction) -> Attempt | None:
+    """The stored attempt, or a first one for a nonce that is to be filled. ``None`` if it has to wait."""
+    stored = list(row.attempts.all())
+    if stored:
+        return stored[-1]
+    market = turn.prices()
+    gas_limit = NOTHING_GAS_LIMIT if row.data == "0x" else _estimated(turn, row)
+    try:
+        fee = quotes.l1_fee(turn.client, raw_call(row).data, limits=turn.limits)
+    except quotes.OracleFailed as failed:
+        sending.put_off(row, reason=str(failed))
         return None
-    except NodeRefused as refused:
-        poor = classify(refused.message) is SendOutcome.INSUFFICIENT_FUNDS
-        put_off(row, reason=f"{row.sender} cannot pay for gas: {refused}" if poor else str(refused))
+    terms = replacement.first_terms(row, gas_limit=gas_limit, l1_fee=fee, market=market, turn=turn)
+    if isinstance(terms, str):
+        sending.put_off(row, reason=terms)
         return None
-    fees = fees_for(base_fee=client.head().base_fee, priority_fee=client.priority_fee(), cap=max_fee_per_gas)
-    gas_limit = gas_limit_for(estimate)
     assert row.nonce is not None  # noqa: S101 - a started transaction has a nonce (constraint of that name)
     try:
-        signed = signer.sign(
-            UnsignedTransaction(
-                chain_id=row.chain_id,
-                nonce=row.nonce,
-                to=row.to,
-                data=bytes(HexBytes(row.data)),
-                value=row.value,
-                gas_limit=gas_limit,
-                max_fee_per_gas=fees.max_fee_per_gas,
-                max_priority_fee_per_gas=fees.max_priority_fee_per_gas,
-            )
-        )
+        attempt = turn.sign(row, nonce=row.nonce, terms=terms)
     except SigningRefused as refused:
-        put_off(row, reason=f"not signed: {refused}")
+        sending.put_off(row, reason=f"not signed: {refused}")
         return None
-    with transaction.atomic():
-        return Attempt.objects.create(
-            transaction=row,
-            hash="0x" + signed.hash.hex(),
-            raw="0x" + signed.raw.hex(),
-            gas_limit=gas_limit,
-            max_fee_per_gas=fees.max_fee_per_gas,
-            max_priority_fee_per_gas=fees.max_priority_fee_per_gas,
-        )
+    return attempt if nonces.store_for(row, attempt, lease=turn.lease) else None
 
 
-def _send(client: ChainClient, row: Transaction, attempt: Attempt) -> bool:
-    """Hand the stored bytes to a node. ``True`` once they are the network's."""
-    outcome, words = send_bytes(client, attempt)
-    if outcome not in LEFT_THE_NODE:
-        put_off(row, reason=f"{outcome}: {words}")
-        return False
-    now = timezone.now()
-    with transaction.atomic():
-        Attempt.objects.filter(pk=attempt.pk).update(state=AttemptState.SENT, sent_at=now, error=words[:500])
-        _set_state(row, TransactionState.IN_PROGRESS, TransactionState.SENT)
-    logger.info("sent %s, nonce %s", row.key, row.nonce, extra={"event": "transaction_sent", "tx_hash": attempt.hash})
-    return True
-
-
-def send_bytes(client: ChainClient, attempt: Attempt) -> tuple[SendOutcome, str]:
-    """Send stored bytes; what the answer means, and the node's words."""
-    try:
-        client.send_raw(bytes(HexBytes(attempt.raw)))
-    except NodeRefused as refused:
-        return classify(refused.message), refused.message
-    except ChainUnavailable as unavailable:
-        return SendOutcome.UNAVAILABLE, str(unavailable)
-    return SendOutcome.ACCEPTED, ""
-
-
-def resend_lost(client: ChainClient, *, sender: str) -> None:
-    """Send again what a node accepted long ago and nobody has mined: the same bytes, the same nonce."""
-    now = timezone.now()
-    waiting = Attempt.objects.filter(
-        transaction__chain_id=client.chain_id,
-        transaction__sender=sender,
-        transaction__state=TransactionState.SENT,
-        state=AttemptState.SENT,
-        sent_at__lt=now - RESEND_AFTER,
-    ).order_by("transaction__nonce")
-    for attempt in waiting:
-        outcome, words = send_bytes(client, attempt)
-        Attempt.objects.filter(pk=attempt.pk).update(sent_at=now, error=f"{outcome}: {words}"[:500])
-
-
-def refill_gap(client: ChainClient, *, sender: str) -> None:
-    """Send final transactions again that the chain no longer has, if any other waits behind their nonces.
-
-    A chain that lost its newest blocks (an embedded one that was killed, say) would else never mine anything
-    of this sender again. The same bytes have the same effect; what is booked stays booked.
-    """
-    mine = Transaction.objects.filter(chain_id=client.chain_id, sender=sender)
-    if not mine.unfinished().exists():
-        return
-    lost = Attempt.objects.filter(
-        transaction__in=mine.filter(
-            state__in=(TransactionState.FINAL, TransactionState.REVERTED),
-            nonce__gte=client.transaction_count(sender),
-        ),
-        state=AttemptState.MINED,
-    ).order_by("transaction__nonce")
-    for attempt in lost:
-        outcome, words = send_bytes(client, attempt)
-        logger.error(
-            "the chain no longer has %s, which was final: sent again (%s %s)",
-            attempt.hash,
-            outcome,
-            words,
-            extra={"event": "final_transaction_lost", "tx_hash": attempt.hash},
-        )
-
-
-def put_off(row: Transaction, *, reason: str) -> None:
-    """Try again later, later each time. The nonce and the bytes stay."""
-    pause = min(_LONGEST_PAUSE, timedelta(seconds=2 ** min(row.retries, 10)))
-    Transaction.objects.filter(pk=row.pk).update(
-        retries=row.retries + 1, retry_at=timezone.now() + pause, reason=reason[:500]
-    )
-    logger.warning("%s put off for %s: %s", row.key, pause, reason, extra={"event": "transaction_put_off"})
-
-
-def _set_state(row: Transaction, from_state: TransactionState, to_state: TransactionState, *, reason: str = "") -> bool:
-    return bool(
-        Transaction.objects.filter(pk=row.pk, state=from_state).update(
-            state=to_state, reason=reason[:500], retry_at=None
-        )
-    )
+def _estimated(turn: Turn, row: Transaction) -> int:
+    """For rows that an earlier version gave a nonce and did not sign."""
+    return gas_limit_for(turn.client.estimate_gas(raw_call(row), sender=turn.sender))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from eth_utils.address import to_checksum_address
 from hexbytes import HexBytes
 
+from settlement.chain.addresses import to_checksum_address
 from settlement.chain.bindings import SELECTORS
 from settlement.chain.contracts import Call, FunctionSpec, nothing
 from settlement.models import Transaction

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from settlement.chain.bindings import errors, events, library_errors
 from settlement.chain.bindings.host_earnings import HostEarnings
 from settlement.chain.bindings.job_marketplace import JobMarketplace
+from settlement.chain.bindings.mission_job_marketplace import MissionJobMarketplace
 from settlement.chain.bindings.mock_verifier import MockVerifier
+from settlement.chain.bindings.model_job_marketplace import ModelJobMarketplace
+from settlement.chain.bindings.model_rate_limits import ModelRateLimits
 from settlement.chain.bindings.model_registry import ModelRegistry
 from settlement.chain.bindings.node_registry import NodeRegistry
 from settlement.chain.bindings.proof_system import ProofSystem
@@ -117,7 +120,18 @@ ALL_ERRORS: Mapping[bytes, type[ContractRefusal]] = {
 }
 SELECTORS: Mapping[bytes, FunctionSpec] = {
     function.selector: function
-    for contract in (HostEarnings, JobMarketplace, MockVerifier, ModelRegistry, NodeRegistry, ProofSystem, TestUSDC)
+    for contract in (
+        MissionJobMarketplace,
+        ModelJobMarketplace,
+        ModelRateLimits,
+        HostEarnings,
+        JobMarketplace,
+        MockVerifier,
+        ModelRegistry,
+        NodeRegistry,
+        ProofSystem,
+        TestUSDC,
+    )
     for function in contract.FUNCTIONS.values()
 }
 
@@ -127,7 +141,10 @@ __all__ = [
     "SELECTORS",
     "HostEarnings",
     "JobMarketplace",
+    "MissionJobMarketplace",
     "MockVerifier",
+    "ModelJobMarketplace",
+    "ModelRateLimits",
     "ModelRegistry",
     "NodeRegistry",
     "ProofSystem",

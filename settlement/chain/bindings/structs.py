@@ -11,7 +11,8 @@ from enum import IntEnum
 from typing import Any
 
 from eth_typing import ChecksumAddress
-from eth_utils.address import to_checksum_address
+
+from settlement.chain.addresses import to_checksum_address
 
 
 class SessionStatus(IntEnum):

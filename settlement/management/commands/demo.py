@@ -51,7 +51,8 @@ def receipt_lines(receipt: Receipt) -> Iterator[str]:
     job = receipt.job
     yield ""
     yield f"job {job.job_id}   host {job.host}   user {job.requester}"
-    yield f"deposit {job.deposit}   price {job.price_per_token} per token   tokens per prompt {receipt.prompts}"
+    unit = "token" if job.price_precision == 1 else f"{job.price_precision} tokens"
+    yield f"deposit {job.deposit}   price {job.price_per_token} per {unit}   tokens per prompt {receipt.prompts}"
     yield ""
     amounts = f"{'gross':>10} {'host':>10} {'treasury':>10}"
     yield f"{'claim':<6} {'block':>7} {'tokens':>7} {amounts}  transaction / proof hash"
