@@ -14,7 +14,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fabstir_site.settings")
 http_application = get_asgi_application()
 
 # The applications' modules need Django to be set up first.
-from fabstir_site.serving import SERVING  # noqa: E402
+from fabstir_site.serving import SOCKETS  # noqa: E402
 from jobs.routing import websocket_urlpatterns  # noqa: E402
 
 Scope = dict[str, Any]
@@ -41,7 +41,7 @@ application = single_slashes(
     ProtocolTypeRouter(
         {
             "http": ASGIStaticFilesHandler(http_application),
-            "websocket": URLRouter(websocket_urlpatterns(SERVING)),
+            "websocket": URLRouter(websocket_urlpatterns(SOCKETS)),
         }
     )
 )

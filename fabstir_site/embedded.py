@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,12 @@ from settlement.chain import local
 from settlement.chain.toolchain import ToolchainError, fetch_anvil
 
 _READY_SECONDS = 120
+# How much nicer settlement is to generation, which a reader waits for.
+_NICENESS = 10
+_SECRET_VARIABLES = (
+    *("HOST_PRIVATE_KEY", "RPC_URL", "DATABASE_URL", "REDIS_URL", "FABSTIR_SECRET_KEY"),
+    *("FABSTIR_ENGINE_URL", "FABSTIR_ENGINE_API_KEY"),
+)
 
 
 class StartRefused(Exception):
@@ -162,7 +169,7 @@ def _programs(environment: Environment, addresses: Addresses) -> Iterator[Progra
     if addresses.redis_url is not None:
         yield Program(
             name="broker",
-            command=_broker_command(environment, addresses.redis_url),
+            command=_without_secrets(_broker_command(environment, addresses.redis_url)),
             priority=1,
             autostart=True,
         )
@@ -176,9 +183,10 @@ def _programs(environment: Environment, addresses: Addresses) -> Iterator[Progra
             state_file=chain_dir / "state.json",
             chain_id=environment.chain_id,
         )
-        yield Program(name="chain", command=tuple(command), priority=2, autostart=True)
-    engine = (sys.executable, "-m", "jobs.inference.process", "--config", str(environment.engine_config_file))
-    yield Program(name="engine", command=engine, priority=10)
+        yield Program(name="chain", command=_behind(_without_secrets(tuple(command))), priority=2, autostart=True)
+    if environment.engine_upstream is None:
+        engine = (sys.executable, "-m", "jobs.inference.process", "--config", str(environment.engine_config_file))
+        yield Program(name="engine", command=_with_few_heaps(_without_secrets(engine)), priority=10)
     worker = (
         "worker",
         "--queues",
@@ -193,14 +201,33 @@ def _programs(environment: Environment, addresses: Addresses) -> Iterator[Progra
         "--loglevel",
         "INFO",
     )
-    yield Program(name="worker", command=(*celery, *worker), priority=20)
+    yield Program(name="worker", command=_behind(_with_few_heaps((*celery, *worker))), priority=20)
     schedule = str(environment.run_dir / "beat-schedule")
     yield Program(
         name="beat",
         command=(*celery, "beat", "--schedule", schedule, "--pidfile", "", "--loglevel", "WARNING"),
         priority=30,
     )
-    yield Program(name="web", command=(*manage, "web"), priority=40, stop_seconds=25)
+    yield Program(name="web", command=_with_few_heaps((*manage, "web")), priority=40, stop_seconds=25)
+
+
+def _behind(command: tuple[str, ...]) -> tuple[str, ...]:
+    """``command`` with less claim to the processor than generation has: settlement can wait a moment."""
+    nice = shutil.which("nice")
+    return command if nice is None else (nice, "-n", str(_NICENESS), *command)
+
+
+def _with_few_heaps(command: tuple[str, ...]) -> tuple[str, ...]:
+    """glibc keeps a heap for each of many threads otherwise, which take hours to level off."""
+    env = shutil.which("env")
+    return command if env is None else (env, "MALLOC_ARENA_MAX=2", *command)
+
+
+def _without_secrets(command: tuple[str, ...]) -> tuple[str, ...]:
+    """For programs that need none of the node's secrets: they do not inherit them either."""
+    env = shutil.which("env")
+    unset = [part for name in _SECRET_VARIABLES for part in ("-u", name)]
+    return (env, *unset, *command) if env else command
 
 
 def _broker_command(environment: Environment, redis_url: str) -> tuple[str, ...]:
@@ -227,10 +254,12 @@ def _start_node(environment: Environment, supervisor: Supervisor, stop: threadin
     if environment.embedded_chain:
         local.wait_until_answering(_recorded(environment).rpc_url or "", timeout=30)
     _manage("prepare", environment, stop)
-    for name in ("engine", "worker", "beat"):
+    own_engine = environment.engine_upstream is None
+    for name in (*(["engine"] if own_engine else []), "worker", "beat"):
         if not stop.is_set():
             supervisor.start_program(name)
-    _wait_for_engine(environment, supervisor, stop)
+    if own_engine:
+        _wait_for_engine(environment, supervisor, stop)
     # Clients are let in last.
     _manage("preflight", environment, stop)
     if not stop.is_set():

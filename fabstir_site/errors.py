@@ -1,4 +1,4 @@
-"""The one error envelope of the HTTP interface.
+"""The one error envelope of the HTTP interface, and OpenAI's where its clients look for that.
 
 Guarantees that whatever goes wrong, an API client gets JSON with a stable code, a sentence that
 says what to do, and the matching status; never a stack trace. Admin pages keep Django's own pages.
@@ -15,6 +15,8 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 
+from jobs import request_ids
+from jobs.openai.errors import error_object, speaks_openai
 from jobs.protocol import RequestError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class ErrorEnvelopeMiddleware:
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = await self.get_response(request)
         if response.status_code >= 400 and _is_api(request) and not _is_json(response):
-            envelope = error_response(response.status_code)
+            envelope = error_response(response.status_code, path=request.path)
             if "Allow" in response.headers:
                 envelope.headers["Allow"] = response.headers["Allow"]
             return envelope
@@ -51,32 +53,41 @@ class ErrorEnvelopeMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Called by Django for an exception of a view."""
-        if isinstance(exception, RequestError):
-            return refusal_response(exception)
-        if not _is_api(request) or isinstance(exception, Http404):
-            return None
-        if isinstance(exception, RequestDataTooBig):
-            return error_response(413)
-        if isinstance(exception, SuspiciousOperation):
-            return error_response(400)
-        if isinstance(exception, asyncio.CancelledError):
-            return None
-        logger.error("unforeseen error at %s", request.path, exc_info=exception)
-        return error_response(500)
+        return answer_to(exception, request=request)
 
 
-def refusal_response(refusal: RequestError) -> JsonResponse:
-    """A typed refusal as the client sees it."""
-    response = JsonResponse(refusal.body(), status=refusal.status)
+def answer_to(exception: Exception, *, request: HttpRequest) -> HttpResponse | None:
+    """What a client is told of an exception of a view; ``None``: Django knows."""
+    if isinstance(exception, RequestError):
+        return refusal_response(exception, path=request.path)
+    if not _is_api(request) or isinstance(exception, Http404):
+        return None
+    if isinstance(exception, RequestDataTooBig):
+        return error_response(413, path=request.path)
+    if isinstance(exception, SuspiciousOperation):
+        return error_response(400, path=request.path)
+    if isinstance(exception, asyncio.CancelledError):
+        return None
+    logger.error("unforeseen error at %s", request.path, exc_info=exception)
+    return error_response(500, path=request.path)
+
+
+def refusal_response(refusal: RequestError, *, path: str = "") -> JsonResponse:
+    """A typed refusal as the client sees it at ``path``."""
+    body = error_object(refusal) if speaks_openai(path) else refusal.body(request_id=request_ids.current.get() or None)
+    response = JsonResponse(body, status=refusal.status, headers=dict(refusal.headers))
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
+    elif refusal.status == HTTPStatus.CONFLICT:
+        # OpenAI clients send every 409 again, unless told that it will stay one: a job that has ended has.
+        response.headers["X-Should-Retry"] = "false"
     return response
 
 
-def error_response(status: int) -> JsonResponse:
+def error_response(status: int, *, path: str = "") -> JsonResponse:
     """The envelope of a bare status."""
     code, message = _CODES.get(status, ("http_error", HTTPStatus(status).phrase))
-    return refusal_response(RequestError(code=code, message=message, status=status))
+    return refusal_response(RequestError(code=code, message=message, status=status), path=path)
 
 
 def _is_api(request: HttpRequest) -> bool:

@@ -1,36 +1,42 @@
 """Health and identity of the running node.
 
 ``/livez`` says that the process answers and touches nothing else; ``/readyz`` asks everything a
-prompt needs; ``/health`` and ``/status`` keep the shapes that existing clients read; ``/v1/version``
-names the build, the chain and the contracts, so that nobody has to guess which one runs.
+prompt needs; ``/health`` and ``/status`` keep the shapes that existing clients read, and say how
+settlement stands; ``/v1/version`` names the build, the chain and the contracts, so that nobody has to
+guess which one runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError
+from django.db.models import Sum
 from django.http import HttpRequest, JsonResponse
 
+from fabstir_site import standing
+from fabstir_site.logs import redact
 from fabstir_site.serving import SERVING
 from fabstir_site.version import VERSION, git_revision
+from jobs.host_key import HostKeyMissing
 from jobs.inference.engine import EngineError
 from jobs.models import Session, SessionState
 from nodes.database import in_database_thread
 from settlement.chain.client import ChainUnavailable, NodeRefused
 from settlement.chain.contracts import abi_hash
 from settlement.chain.deployment import addresses
-from settlement.chain.marketplaces import UnsupportedGeneration
+from settlement.chain.marketplace import UnsupportedGeneration
 from settlement.chain.signer import KeyUnusable
 from settlement.host_chain import NoDeployment, chain_client, configured_deployment, host_chain
+from settlement.host_key import HOST_KEY
 from settlement.preflight import pending_migrations
 
 _STARTED = time.monotonic()
-_FEATURES = ["inference", "streaming", "session-init", "checkpoints"]
+_FEATURES = ["inference", "streaming", "session-init", "encrypted-sessions", "stream-cancel", "checkpoints"]
 
 
 async def livez(request: HttpRequest) -> JsonResponse:
@@ -48,13 +54,17 @@ async def health(request: HttpRequest) -> JsonResponse:
     """Always 200: healthy, degraded (one issue) or unhealthy, as existing clients expect."""
     issues = await _issues()
     status = ("healthy", "degraded")[len(issues)] if len(issues) < 2 else "unhealthy"
+    settlement = await _settlement()
     body: dict[str, Any] = {
         "status": status,
         "healthy": not issues,
+        # Always a list: a client that joins it stops at anything else.
+        "issues": issues,
         "chain_id": settings.ENVIRONMENT.chain_id,
+        "settlement": settlement.as_json(),
     }
-    if issues:
-        body["issues"] = issues
+    if warnings := _redacted(settlement.warnings):
+        body["warnings"] = warnings
     return JsonResponse(body)
 
 
@@ -64,6 +74,7 @@ async def status(request: HttpRequest) -> JsonResponse:
     counts = await in_database_thread(_session_counts)()
     host, tracking_only = await asyncio.to_thread(_host)
     models = await _loaded_models()
+    settlement = await _settlement()
     return JsonResponse(
         {
             "status": "maintenance" if issues else "active",
@@ -77,16 +88,27 @@ async def status(request: HttpRequest) -> JsonResponse:
             "note": "No host key: tokens are tracked and never claimed." if tracking_only else "",
             "capabilities": {
                 "inference": True,
-                "encryption": False,
+                "encryption": await asyncio.to_thread(_has_key),
                 "rag": False,
+                "s5_vector_loading": False,
                 "proof_generation": "simple",
             },
             "models_loaded": models,
             "chain_id": settings.ENVIRONMENT.chain_id,
             "version": VERSION,
             "health_issues": issues,
+            "health_warnings": _redacted(settlement.warnings),
+            "settlement": settlement.as_json(),
         }
     )
+
+
+async def chains(request: HttpRequest) -> JsonResponse:
+    """The one chain that this host serves jobs of."""
+    contracts, generation = await asyncio.to_thread(_contracts)
+    chain_id = settings.ENVIRONMENT.chain_id
+    chain = {"chain_id": chain_id, "contracts": contracts, "contract_generation": generation}
+    return JsonResponse({"chains": [chain], "default_chain": chain_id})
 
 
 async def version(request: HttpRequest) -> JsonResponse:
@@ -108,7 +130,16 @@ async def version(request: HttpRequest) -> JsonResponse:
             "endpoints": [
                 "/v1/inference",
                 "/v1/ws",
+                "/v1/chat/completions",
+                "/v1/completions",
                 "/v1/models",
+                "/v1/openapi.json",
+                "/v1/auth/challenge",
+                "/v1/session-auth",
+                "/v1/usage",
+                "/v1/checkpoints/{session}",
+                "/v1/chains",
+                "/v1/health",
                 "/v1/version",
                 "/health",
                 "/status",
@@ -126,7 +157,15 @@ async def _issues() -> list[str]:
         _engine_issue,
         lambda: asyncio.to_thread(_chain_issue),
     )
-    return [issue for issue in await asyncio.gather(*(check() for check in checks)) if issue]
+    return _redacted(issue for issue in await asyncio.gather(*(check() for check in checks)) if issue)
+
+
+def _redacted(lines: Iterable[str]) -> list[str]:
+    return [redact(line) for line in lines]
+
+
+async def _settlement() -> standing.SettlementStanding:
+    return await in_database_thread(standing.read)()
 
 
 def _database_issue() -> str:
@@ -165,12 +204,12 @@ async def _loaded_models() -> list[str]:
 
 def _session_counts() -> dict[str, int]:
     sessions = Session.objects.with_job()
-    totals = sessions.values_list("tokens_tracked", "tokens_claimed")
+    totals = sessions.aggregate(tracked=Sum("tokens_tracked", default=0), claimed=Sum("tokens_claimed", default=0))
     return {
         "open": Session.objects.open().with_job().count(),
         "completed": sessions.filter(state=SessionState.COMPLETED).count(),
-        "tracked": sum(tracked for tracked, _ in totals),
-        "claimed": sum(claimed for _, claimed in totals),
+        "tracked": totals["tracked"],
+        "claimed": totals["claimed"],
     }
 
 
@@ -180,6 +219,14 @@ def _host() -> tuple[str | None, bool]:
     except (NoDeployment, UnsupportedGeneration, KeyUnusable):
         return None, True
     return host, host is None
+
+
+def _has_key() -> bool:
+    try:
+        HOST_KEY.identity()
+    except HostKeyMissing:
+        return False
+    return True
 
 
 def _contracts() -> tuple[dict[str, str], str]:

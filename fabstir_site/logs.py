@@ -1,6 +1,7 @@
 """Log configuration: one line per event on standard output, as text or JSON.
 
-Guarantees that key material in a record's message or traceback is replaced before it is written.
+Guarantees that this node's own secrets, in any of their spellings, and whatever looks like key material
+are replaced before a line is written, be it by a logger, as a traceback, or straight to standard error.
 Prompts and completions are never logged by this project.
 """
 
@@ -9,8 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
+
+from fabstir_site.known_secrets import HIDDEN, spellings
+from jobs import log_ids
 
 # A 32-byte hex value after a word that names a secret, and the token part of an RPC URL.
 _SECRETS = (
@@ -20,14 +26,68 @@ _SECRETS = (
     ),
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s@]+@"), r"\1[redacted]@"),
     (re.compile(r"(https?://[^/\s]+/(?:v\d+|rpc)/)[\w-]{12,}"), r"\1[redacted]"),
+    (re.compile(r"(?i)([?&](?:api[-_]?key|key|token|access[-_]?token|secret|auth)=)[^&\s'\"]+"), r"\1[redacted]"),
+    (
+        re.compile(
+            r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)"
+            r"(?!(?:bearer|basic|token)\s)[^\s'\",;\[]+"
+        ),
+        r"\1[redacted]",
+    ),
+    (re.compile(r"(?i)(\bbearer\s+)[\w.~+/-]{12,}=*"), r"\1[redacted]"),
+    (re.compile(r"(?i)(['\"](?:ciphertext|mac|salt)['\"]\s*:\s*['\"])[0-9a-f]{32,}"), r"\1[redacted]"),
 )
+_NEVER = re.compile(r"(?!)")
+
+
+class _Known:
+    """The secrets that this process knows of, as one pattern."""
+
+    def __init__(self) -> None:
+        self.spellings: frozenset[str] = frozenset()
+        self.pattern = _NEVER
+
+
+_known = _Known()
+
+
+def keep_secret(secrets: Iterable[str]) -> None:
+    """From here on, replace these values wherever this process writes them, in every spelling."""
+    _known.spellings |= {spelling for secret in secrets for spelling in spellings(secret)}
+    longest_first = sorted(_known.spellings, key=len, reverse=True)
+    _known.pattern = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE) if longest_first else _NEVER
 
 
 def redact(text: str) -> str:
-    """``text`` without private keys, passwords in URLs and RPC tokens."""
+    """``text`` without this node's secrets, and without what looks like a key, a password or a token."""
+    text = _known.pattern.sub(HIDDEN, text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+class RedactedStream:
+    """A text stream whose writes are redacted: for what is printed past the loggers."""
+
+    def __init__(self, inner: TextIO) -> None:
+        self._inner = inner
+
+    def write(self, text: str) -> int:
+        self._inner.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def guard_standard_error() -> None:
+    """Tracebacks, refusals of commands and warnings go to standard error without asking a logger."""
+    if not isinstance(sys.stderr, RedactedStream):
+        sys.stderr = RedactedStream(sys.stderr)
 
 
 class TextFormatter(logging.Formatter):
@@ -38,21 +98,30 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; ``extra={"event": …}`` and ids become fields. Redacted."""
+    """One JSON object per line; ``extra={"event": …}`` and ids become fields. Redacted.
 
-    fields = ("event", "request_id", "session_id", "job_id", "checkpoint_id", "tx_hash")
+    What a line does not say itself is taken from the task that wrote it: its request, session and job.
+    """
+
+    fields = ("event", "request_id", "session_id", "job_id", "checkpoint_id", "tx_hash", "trace_id")
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": record.getMessage(),
         }
+        line.update(log_ids.known())
         line.update({name: getattr(record, name) for name in self.fields if hasattr(record, name)})
         if record.exc_info:
-            line["traceback"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+            line["traceback"] = self.formatException(record.exc_info)
+        # Value by value: in the finished JSON, quotes are escaped and patterns would miss.
+        return json.dumps({name: _redacted(value) for name, value in line.items()}, ensure_ascii=False)
+
+
+def _redacted(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
 
 
 def configuration(log_format: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ repair.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 
 from fabstir_site.environment import ADMIN_NAME
+from jobs.engine_choice import make_engine
 from jobs.engine_config import write_engine_config
-from nodes import catalog
+from nodes import catalog, remote_models
 from nodes.model_store import DEFAULT_MODEL, ModelStore
 from settlement import contract_settings, local_chain, registration
 from settlement.host_chain import host_chain
@@ -36,7 +38,8 @@ def prepare(progress: Progress) -> None:
     ensure_model(progress)
     if settings.ENVIRONMENT.embedded_chain:
         ensure_embedded_host(progress)
-    write_engine_config()
+    if settings.ENVIRONMENT.engine_upstream is None:
+        write_engine_config()
 
 
 def migrate(progress: Progress) -> None:
@@ -59,7 +62,13 @@ def ensure_login(progress: Progress) -> None:
 
 
 def ensure_model(progress: Progress) -> None:
-    """Serve the default model if no model is served."""
+    """Serve the default model if no model is served; with an inference server elsewhere, its models."""
+    if settings.ENVIRONMENT.engine_upstream is not None:
+        models = asyncio.run(_models_elsewhere())
+        remote_models.serve_remote_models(models, aliases=settings.ENVIRONMENT.model_aliases)
+        progress(f"serving {', '.join(model.id for model in models)} by the inference server")
+        return
+    remote_models.retire_remote_models()
     if catalog.served_models():
         return
     store = ModelStore(settings.ENVIRONMENT.models_dir)
@@ -71,6 +80,23 @@ def ensure_model(progress: Progress) -> None:
         make_default=True,
     )
     progress(f"serving {manifest.id}")
+
+
+async def _models_elsewhere() -> list[remote_models.RemoteModel]:
+    """What the inference server has. Raises ``EngineUnavailable``."""
+    engine = make_engine()
+    try:
+        return [
+            remote_models.RemoteModel(
+                id=model.model,
+                context_length=model.context_length,
+                vocabulary_size=model.vocabulary_size,
+                description=model.compute_type,
+            )
+            for model in await engine.models()
+        ]
+    finally:
+        await engine.close()
 
 
 def ensure_embedded_host(progress: Progress) -> None:

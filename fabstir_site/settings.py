@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import environ
+from corsheaders.defaults import default_headers
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
-from fabstir_site import environment, logs
+from fabstir_site import environment, known_secrets, logs
 
 ENVIRONMENT = environment.load()
+# Before anything can fail with one of them in its hands.
+logs.keep_secret(known_secrets.secrets_of(ENVIRONMENT))
+logs.guard_standard_error()
+environment.share_metrics(ENVIRONMENT)
 BASE_DIR = environment.CHECKOUT
 
 SECRET_KEY = ENVIRONMENT.secret_key
@@ -46,15 +51,18 @@ INSTALLED_APPS = [
 # All of these run natively in the event loop. One that does not would hide from a view that its client
 # went away, and with it the moment to stop generating.
 MIDDLEWARE = [
+    "fabstir_site.request_ids.RequestIdMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "fabstir_site.errors.ErrorEnvelopeMiddleware",
-    "django.middleware.security.SecurityMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "fabstir_site.middleware.SecurityMiddleware",
+    "fabstir_site.middleware.SessionMiddleware",
+    "fabstir_site.middleware.CommonMiddleware",
+    "fabstir_site.middleware.CsrfViewMiddleware",
+    "fabstir_site.middleware.AuthenticationMiddleware",
+    "fabstir_site.middleware.MessageMiddleware",
+    "fabstir_site.middleware.XFrameOptionsMiddleware",
+    # The last, as it calls the view: everybody else's look at it comes before.
+    "fabstir_site.middleware.RefusalMiddleware",
 ]
 
 TEMPLATES = [
@@ -80,13 +88,19 @@ def _databases() -> dict[str, dict[str, Any]]:
         url = ENVIRONMENT.database_url
     database: dict[str, Any] = dict(environ.Env.db_url_config(url))
     database["ATOMIC_REQUESTS"] = False
+    # Opening one takes longer than most of what is asked of it, and the web process asks several times a prompt.
+    database["CONN_MAX_AGE"] = 600
     if database["ENGINE"] == "django.db.backends.sqlite3":
         # IMMEDIATE: a deferred transaction that upgrades to a write fails at once under contention.
         # FULL: an intent that is committed must survive a power cut before the network sees it.
+        # cache_size: KiB for each of some ten connections. Pages that they forget are in the system's cache.
+        # cached_statements: as those, they would go on growing for hours, until every thread has run every query.
         database["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864;",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864;"
+            " PRAGMA cache_size=-512;",
+            "cached_statements": 32,
         }
         database["TEST"] = {"NAME": str(ENVIRONMENT.data_dir / "test.sqlite3")}
     else:
@@ -128,7 +142,36 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024
 # Browser clients of the marketplace come from any origin. The API knows no cookies, and the admin,
 # which does, is left out.
 CORS_ALLOW_ALL_ORIGINS = True
-CORS_URLS_REGEX = r"^/+(v1/|health|status|livez|readyz)"
+CORS_URLS_REGEX = r"^/+(v1/|tokenize$|detokenize$|health|status|livez|readyz)"
+CORS_ALLOW_HEADERS = [
+    *default_headers,
+    "idempotency-key",
+    "x-fabstir-job",
+    "x-fabstir-session",
+    "x-fabstir-session-token",
+    "x-request-id",
+    # What OpenAI's client for browsers sends with every request.
+    *(
+        f"x-stainless-{name}"
+        for name in (
+            "arch",
+            "helper-method",
+            "lang",
+            "os",
+            "package-version",
+            "retry-count",
+            "runtime",
+            "runtime-version",
+            "timeout",
+        )
+    ),
+]
+CORS_EXPOSE_HEADERS = [
+    "retry-after",
+    "x-request-id",
+    "idempotent-replayed",
+    *(f"x-ratelimit-{part}-{of}" for part in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
 
 LOGIN_URL = "admin:login"
 X_FRAME_OPTIONS = "DENY"
@@ -144,6 +187,7 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
 }
 
+DEFAULT_EXCEPTION_REPORTER_FILTER = "fabstir_site.error_pages.SecretsFilter"
 LOGGING = logs.configuration(ENVIRONMENT.log_format)
 
 
@@ -180,6 +224,7 @@ UNFOLD = {
                     _page("Attempts", "send", "settlement_attempt_changelist"),
                     _page("Receipts", "task_alt", "settlement_receipt_changelist"),
                     _page("Earnings", "payments", "settlement_earning_changelist"),
+                    _page("Withdrawals", "account_balance", "settlement_withdrawal_changelist"),
                 ],
             },
             {

@@ -1,30 +1,47 @@
-"""Admin pages of sessions, requests and counted tokens.
+"""Admin pages of sessions, requests, counted tokens and API keys.
 
-``SessionAdmin`` is registered by the settlement app, which adds what became of a session's tokens.
+``SessionAdmin`` is registered by the settlement app, which adds what became of a session's tokens; models
+in the engine have a module of their own, which is imported here for Django to find it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from jobs import sessions
-from jobs.models import InferenceRequest, RequestState, Session, SessionState, TokenUsage
-from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
+from jobs import api_keys, sessions
+from jobs.models import ApiKey, InferenceRequest, RequestState, Session, SessionState, TokenUsage
+from jobs.served_model_admin import ServedModelInEngineAdmin
+from nodes.read_only_admin import NOTHING, BaseAdmin, ReadOnlyAdmin, ReadOnlyInline, badge, chain_value, page_link
 
 if TYPE_CHECKING:
+    ModelForm = forms.ModelForm[ApiKey]
 
     def page_action(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 
 else:
     # Unfold is untyped.
     from unfold.decorators import action as page_action
+
+    ModelForm = forms.ModelForm
+
+__all__ = [
+    "ApiKeyAdmin",
+    "InferenceRequestAdmin",
+    "ServedModelInEngineAdmin",
+    "SessionAdmin",
+    "TokenUsageAdmin",
+]
 
 CLOSED_BY_OPERATOR = "closed by the operator"
 _SESSION_COLOURS = {
@@ -88,7 +105,7 @@ class SessionAdmin(ReadOnlyAdmin):
         "checkpoint_count",
         "last_activity_at",
     )
-    list_filter = ("state", "had_socket", ("job_id", admin.EmptyFieldListFilter), "created_at")
+    list_filter = ("state", "had_socket", "bound_by", ("job_id", admin.EmptyFieldListFilter), "created_at")
     search_fields = ("client_session_id",)
     search_help_text = "Job id, client session id or depositor"
     job_id_lookup = "job_id"
@@ -165,14 +182,14 @@ class InferenceRequestAdmin(ReadOnlyAdmin):
         "finish_reason",
         "created_at",
     )
-    list_filter = ("state", "path", "model", "created_at")
+    list_filter = ("state", "path", ("api_key", admin.RelatedOnlyFieldListFilter), "created_at")
     list_select_related = ("session",)
     search_fields = ("client_request_id", "session__client_session_id")
     search_help_text = "Job id, or the client's own ids"
     job_id_lookup = "session__job_id"
     inlines = (UsageInline,)
     fieldsets = (
-        (None, {"fields": ("id", "session_page", "client_request_id", "path", "model", "standing")}),
+        (None, {"fields": ("id", "session_page", "api_key", "client_request_id", "path", "model", "standing")}),
         ("Tokens", {"fields": ("max_tokens", "prompt_tokens", "completion_tokens", "unpaid_tokens")}),
         ("Outcome", {"fields": ("finish_reason", "error", "created_at", "finished_at")}),
     )
@@ -214,3 +231,77 @@ class TokenUsageAdmin(ReadOnlyAdmin):
     @admin.display(description="request")
     def request_page(self, usage: TokenUsage) -> SafeString | str:
         return page_link(usage.request, text=str(usage.request_id)[:8])
+
+
+class ApiKeyForm(ModelForm):
+    """What an operator says of a key."""
+
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at is not None and expires_at <= timezone.now():
+            raise forms.ValidationError("This lies in the past. To end a key now, revoke it.")
+        return expires_at
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(BaseAdmin):
+    """Keys of direct customers. A key is shown once, when it is made; limits can be changed, keys only revoked."""
+
+    list_display = ("name", "beginning", "standing", "may_do", "tokens_of_today", "last_used_at", "expires_at")
+    list_filter = ("may_infer", "may_read_usage", ("revoked_at", admin.EmptyFieldListFilter))
+    search_fields = ("name", "prefix")
+    form = ApiKeyForm
+    actions = ("revoke_now",)
+    readonly_fields = ("beginning", "created_at", "revoked_at", "last_used_at")
+    fieldsets = (
+        (None, {"fields": ("name", "beginning", "expires_at", "created_at", "revoked_at", "last_used_at")}),
+        ("May be used for", {"fields": ("may_infer", "may_list_models", "may_read_usage")}),
+        ("Limits", {"fields": ("requests_per_minute", "tokens_per_minute", "tokens_per_day")}),
+    )
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Its requests name it: a key is revoked, not deleted."""
+        return False
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        if change:
+            obj.save(update_fields=form.changed_data or None)
+        else:
+            request.new_api_key = api_keys.issue(obj)  # type: ignore[attr-defined]  # for the answer of this request only
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """The key itself, on a page that is not kept anywhere: neither as a message nor by the browser."""
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "New API key",
+            "key": obj,
+            "secret": getattr(request, "new_api_key", ""),
+        }
+        return TemplateResponse(
+            request, "admin/jobs/apikey/new_key.html", context, headers={"Cache-Control": "no-store"}
+        )
+
+    @admin.action(description="Revoke", permissions=["change"])
+    def revoke_now(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        revoked = sum(api_keys.revoke(pk) for pk in queryset.values_list("pk", flat=True))
+        messages.success(request, f"{revoked} keys revoked.")
+
+    @admin.display(description="key", ordering="prefix")
+    def beginning(self, key: ApiKey) -> str:
+        return f"{key.prefix}…" if key.prefix else NOTHING
+
+    @admin.display(description="state")
+    def standing(self, key: ApiKey) -> SafeString:
+        if key.revoked_at is not None:
+            return badge("revoked", colour="danger")
+        expired = key.expires_at is not None and key.expires_at <= timezone.now()
+        return badge("expired", colour="warning") if expired else badge("usable", colour="success")
+
+    @admin.display(description="may be used for")
+    def may_do(self, key: ApiKey) -> str:
+        return ", ".join(api_keys.scopes_of(key))
+
+    @admin.display(description="tokens today")
+    def tokens_of_today(self, key: ApiKey) -> str:
+        used, _ = api_keys.tokens_today(key.pk, now=timezone.now())
+        return str(used) if key.tokens_per_day is None else f"{used} of {key.tokens_per_day}"

@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, ParamSpec, TypeVar
+from functools import partial
 
-from django.db import DatabaseError
-from django.utils import timezone
-
-from jobs import sessions
+from jobs import idempotency, log_ids, requests, sessions
+from jobs.access_rules import SpendingPolicy
+from jobs.callers import ANYBODY, Caller
 from jobs.inference.engine import (
     ChatMessage,
     Engine,
@@ -27,38 +26,48 @@ from jobs.inference.engine import (
     GenerationRequest,
     TokenChunk,
 )
-from jobs.job_source import JobSource, JobSourceUnavailable
-from jobs.metering import Meter, MeteringUnavailable, metered
-from jobs.models import DeliveryPath, InferenceRequest, RequestState
-from jobs.protocol import BillingNote, RequestError, SessionReference, invalid
-from jobs.refusals import INTERNAL, metering_unavailable, refusal_of
-from nodes import catalog
+from jobs.job_source import ChainJob, JobSource, JobSourceUnavailable
+from jobs.metering import Meter
+from jobs.models import DeliveryPath, RequestState
+from jobs.observation import UNOBSERVED, ObservedRequest, Observer
+from jobs.protocol import RequestError, SessionReference, invalid
+from jobs.rate_limits import UNLIMITED, RateLimiter, Standing
+from jobs.refusals import refusal_of
+from jobs.running_completions import Completion, CompletionEvent
+from jobs.session_authorization import SignatureCheck
+from jobs.stored import stored
 from nodes.database import in_database_thread
+
+__all__ = ["Completion", "CompletionEvent", "CompletionRequest", "Serving"]
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _ABANDON_SECONDS = 1.0
-
-FinishReason = Literal["stop", "length", "cancelled", "budget", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """A validated prompt on its way in. ``max_tokens`` in completion token ids."""
+    """A validated prompt on its way in. ``max_tokens`` in completion token ids.
+
+    Exactly one of ``messages``, ``prompt`` and ``prompt_ids``, with the meaning and the options of
+    ``GenerationRequest``.
+    """
 
     reference: SessionReference
     model: str
-    messages: tuple[ChatMessage, ...]
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
     max_tokens: int
     temperature: float
     path: DeliveryPath
+    caller: Caller = ANYBODY
     client_request_id: str = ""
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
 
     def without_history(self) -> CompletionRequest:
         """The same request with its last message alone."""
@@ -66,192 +75,120 @@ class CompletionRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionEvent:
-    """A piece of the answer. ``tokens`` completion token ids became ``text``.
+class _Prepared:
+    """A request that may generate if its session opens, with everything that was found out on the way."""
 
-    The last event, and only it, has a ``finish_reason``; ``error`` says why when that is "error".
-    """
+    request: CompletionRequest
+    opening: requests.Opening
+    standing: Standing
 
-    text: str = ""
-    tokens: int = 0
-    finish_reason: FinishReason | None = None
-    error: RequestError | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Completion:
-    """A running generation. Read ``events``; call ``cancel`` to stop it early.
-
-    The generation runs in a task of its own: it is metered to its end whether or not anybody reads.
-    The queue of events is bounded by the request's ``max_tokens``.
-    """
-
-    id: uuid.UUID
-    session_id: int
-    model: str
-    prompt_tokens: int
-    context_length: int
-    billing: BillingNote
-    meter: Meter
-    _engine: Engine
-    _queue: asyncio.Queue[CompletionEvent] = field(default_factory=asyncio.Queue)
-    _cancelled: bool = False
-    _ended: bool = False
-    _stopping: asyncio.Task[None] | None = None
-
-    @property
-    def completion_tokens(self) -> int:
-        """Token ids counted so far."""
-        return self.meter.counted
-
-    async def events(self) -> AsyncGenerator[CompletionEvent, None]:
-        """The answer, piece by piece. Leaving early cancels the generation."""
-        ended = False
-        try:
-            while not ended:
-                event = await self._queue.get()
-                ended = event.finish_reason is not None
-                yield event
-        finally:
-            if not ended:
-                await asyncio.shield(self.cancel())
-
-    def stop_with(self, task: asyncio.Task[Any] | None) -> None:
-        """Cancel the generation, unless it has ended, once ``task`` is over: the one that answers a client.
-
-        For an answer that is handed on before anybody reads ``events``: where the client goes away in
-        between, there is no reader that could leave.
-        """
-        if task is not None:
-            task.add_done_callback(self._stop)
-
-    def _stop(self, task: asyncio.Task[Any]) -> None:
-        if not self._ended:
-            self._stopping = asyncio.ensure_future(self.cancel())
-
-    async def cancel(self) -> None:
-        """Ask the engine to stop. The last event follows with ``finish_reason`` "cancelled"."""
-        self._cancelled = True
-        await self._engine.cancel(str(self.id))
-
-    async def run(self, stream: AsyncIterator[TokenChunk], first: TokenChunk, *, budget_bound: bool) -> None:
-        """Meter ``first`` and the rest of ``stream`` to the end, then close the books of the request."""
-        finish: FinishReason = "error"
-        error: RequestError | None = None
-        try:
-            async for chunk in metered(stream, first, meter=self.meter):
-                if chunk.finish_reason is not None:
-                    finish = chunk.finish_reason
-                # The last text is held back until its tokens are recorded.
-                if chunk.finish_reason is None:
-                    self._queue.put_nowait(CompletionEvent(text=chunk.text, tokens=len(chunk.token_ids)))
-                    if self.meter.tokens_left == 0:
-                        await self._engine.cancel(str(self.id))
-                else:
-                    await self.meter.flush()
-                    if chunk.text or chunk.token_ids:
-                        self._queue.put_nowait(CompletionEvent(text=chunk.text, tokens=len(chunk.token_ids)))
-            finish = self._billed_finish(finish, budget_bound=budget_bound)
-        except MeteringUnavailable as failure:
-            error = metering_unavailable(failure)
-            await self._engine.cancel(str(self.id))
-        except EngineError as failure:
-            error = refusal_of(failure)
-        finally:
-            await self._close_books(finish if error is None else "error", error)
-
-    def _billed_finish(self, finish: FinishReason, *, budget_bound: bool) -> FinishReason:
-        """Say "budget" where it was the deposit that ended the generation."""
-        if finish == "cancelled" and not self._cancelled:
-            return "budget"
-        if finish == "length" and budget_bound and self.meter.tokens_left == 0:
-            return "budget"
-        return finish
-
-    async def _close_books(self, finish: FinishReason, error: RequestError | None) -> None:
-        try:
-            await self.meter.flush()
-        except MeteringUnavailable as failure:
-            error = error or metering_unavailable(failure)
-        if finish == "error" or error is not None:
-            finish, error = "error", error or INTERNAL
-        states = {"error": RequestState.FAILED, "cancelled": RequestState.CANCELLED}
-        try:
-            await in_database_thread(_finish_request)(
-                self.id,
-                state=states.get(finish, RequestState.FINISHED),
-                finish_reason=finish,
-                error="" if error is None else error.message,
-                prompt_tokens=self.prompt_tokens,
-            )
-        except DatabaseError:
-            # Its tokens are recorded; the row itself is closed by ``fail_abandoned_requests``.
-            logger.exception("request %s could not be marked as ended", self.id)
-        self._ended = True
-        self._queue.put_nowait(CompletionEvent(finish_reason=finish, error=error))
+    def for_engine(
+        self, row_id: uuid.UUID, *, begun: requests.BegunRequest, max_tokens: int, others_coming: int
+    ) -> GenerationRequest:
+        request = self.request
+        return GenerationRequest(
+            request_id=str(row_id),
+            model=begun.model.id,
+            messages=request.messages,
+            prompt=request.prompt,
+            prompt_ids=request.prompt_ids,
+            max_tokens=max_tokens,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            repetition_penalty=request.repetition_penalty,
+            stop=request.stop,
+            top_logprobs=request.top_logprobs,
+            fair_share=str(begun.opened.id),
+            priority=int(begun.opened.billing.claimable),
+            others_coming=others_coming,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class Serving:
-    """What a process needs to serve completions; made once by the site and handed to its endpoints."""
+    """What a process needs to serve completions; made once by the site and handed to its endpoints.
+
+    ``spending`` says who may use a job; ``signatures`` recovers who signed an authorisation, and
+    ``session_authorizers`` are those who may sign for a depositor. Whoever has an API key is served without
+    a job; anybody else only with ``serve_unpaid`` and without ``require_api_key``.
+    """
 
     engine: Engine
     jobs: JobSource
     serve_unpaid: bool
     max_completion_tokens: int
+    spending: SpendingPolicy = SpendingPolicy.DEPOSITOR
+    require_api_key: bool = False
+    limits: RateLimiter = field(default_factory=RateLimiter)
+    signatures: SignatureCheck | None = None
+    session_authorizers: Mapping[str, Collection[str]] = field(default_factory=dict)
+    observer: Observer = UNOBSERVED
     _running: dict[asyncio.Task[None], Completion | None] = field(default_factory=dict)
+    _beginning: set[uuid.UUID] = field(default_factory=set)
 
-    async def open_session(self, reference: SessionReference) -> sessions.OpenedSession:
-        """The session that a message names, checked against the chain. Raises ``RequestError``."""
-        if reference.job_id is not None:
-            try:
-                job = await self.jobs.find(reference.job_id)
-            except JobSourceUnavailable as failure:
-                raise RequestError(
-                    code="chain_unavailable",
-                    message=f"Job {reference.job_id} cannot be checked now: {failure} Try again shortly.",
-                    status=503,
-                    retry_after=5,
-                ) from failure
-            if job is not None:
-                sessions.check_payable(job, host=self.jobs.host)
-                return await _stored(sessions.open_job_session)(job, reference=reference)
-        if not self.serve_unpaid:
-            named = (
-                "names no job" if reference.job_id is None else f"names job {reference.job_id}, which does not exist"
-            )
+    async def find_job(self, job_id: int) -> ChainJob | None:
+        """The job as the chain states it. Raises ``RequestError`` (503) if the chain cannot be asked."""
+        try:
+            return await self.jobs.find(job_id)
+        except JobSourceUnavailable as failure:
             raise RequestError(
-                code="payment_required",
-                message=f"This host serves paid jobs only, and the request {named} on chain {self.jobs.chain_id}. "
-                "Open a job for this host on the marketplace and send its id as job_id.",
-                status=402,
-            )
-        return await _stored(sessions.open_unpaid_session)(reference, chain_id=self.jobs.chain_id)
+                code="chain_unavailable",
+                message=f"Job {job_id} cannot be checked now: {failure} Try again shortly.",
+                status=503,
+                retry_after=5,
+            ) from failure
+
+    async def open_session(self, reference: SessionReference, *, caller: Caller = ANYBODY) -> sessions.OpenedSession:
+        """The session that a message names, checked against the chain; ``caller`` may use it.
+
+        Raises ``RequestError``.
+        """
+        return await stored(await self._opening(reference, caller=caller))()
+
+    async def _opening(self, reference: SessionReference, *, caller: Caller) -> requests.Opening:
+        """The transaction that opens the session, once the chain has been asked. Raises ``RequestError``."""
+        job = None if reference.job_id is None else await self.find_job(reference.job_id)
+        if job is not None:
+            sessions.check_payable(job, host=self.jobs.host)
+            return partial(sessions.open_job_session, job, reference=reference, caller=caller, policy=self.spending)
+        if caller.api_key is None and (self.require_api_key or not self.serve_unpaid):
+            raise sessions.unpaid(reference, chain_id=self.jobs.chain_id, api_keys_only=self.serve_unpaid)
+        return partial(sessions.open_unpaid_session, reference, chain_id=self.jobs.chain_id)
 
     async def start(self, request: CompletionRequest) -> Completion:
         """Admit ``request`` and begin to generate. Raises ``RequestError`` before any token is billed."""
+        standing = UNLIMITED
         try:
-            model = await _stored(catalog.resolve)(request.model)
-        except catalog.UnknownModel as unknown:
-            raise RequestError(
-                code="model_not_found",
-                message=str(unknown),
-                status=404,
-                details={"available_models": list(unknown.available)},
-            ) from unknown
+            log_ids.work_for(session=None, job=request.reference.job_id)
+            standing = await self.limits.admit(caller=request.caller, job_id=request.reference.job_id)
+            return await self._admit(request, standing)
+        except RequestError as refusal:
+            self.observer.refused(refusal.code)
+            refusal.headers = {**standing.headers(), **refusal.headers}
+            raise
+
+    async def _admit(self, request: CompletionRequest, standing: Standing) -> Completion:
+        if (busy := self.engine.busy()) is not None:
+            # Before anything is looked up or written: a host that is asked too much has no time for that.
+            raise refusal_of(busy)
         if request.max_tokens > self.max_completion_tokens:
             raise invalid(
                 f"max_tokens must be at most {self.max_completion_tokens}, got {request.max_tokens}.",
                 field="max_tokens",
             )
-        opened = await self.open_session(request.reference)
-        return await self._generate(request, model.id, model.context_length, opened)
+        prepared = _Prepared(
+            request=request,
+            opening=await self._opening(request.reference, caller=request.caller),
+            standing=standing,
+        )
+        completion = await self._generate(prepared)
+        log_ids.work_for(session=completion.session_id, job=request.reference.job_id)
+        return completion
 
-    async def _generate(
-        self, request: CompletionRequest, model: str, context_length: int, opened: sessions.OpenedSession
-    ) -> Completion:
+    async def _generate(self, prepared: _Prepared) -> Completion:
         row_id = uuid.uuid4()
-        beginning = asyncio.ensure_future(self._begin(row_id, request, model, context_length, opened))
+        beginning = asyncio.ensure_future(self._begin(row_id, prepared))
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -259,44 +196,49 @@ class Serving:
             self._keep(asyncio.ensure_future(self._abandon(row_id, beginning)), None)
             raise
 
-    async def _begin(
-        self,
-        row_id: uuid.UUID,
-        request: CompletionRequest,
-        model: str,
-        context_length: int,
-        opened: sessions.OpenedSession,
-    ) -> Completion:
+    async def _begin(self, row_id: uuid.UUID, prepared: _Prepared) -> Completion:
         """From the request's row to its first token; the rest runs in a task of its own."""
-        allowed = request.max_tokens if opened.tokens_left is None else min(request.max_tokens, opened.tokens_left)
-        stream = self.engine.generate(
-            GenerationRequest(
-                request_id=str(row_id),
-                model=model,
-                messages=request.messages,
-                max_tokens=allowed,
-                temperature=request.temperature,
-                top_k=request.top_k,
-                top_p=request.top_p,
-                repetition_penalty=request.repetition_penalty,
+        request = prepared.request
+        self._beginning.add(row_id)
+        try:
+            begun = await stored(requests.open_and_begin)(
+                row_id,
+                opening=prepared.opening,
+                api_key=request.caller.api_key,
+                client_request_id=request.client_request_id,
+                path=request.path,
+                model=request.model,
+                max_tokens=request.max_tokens,
             )
+        finally:
+            self._beginning.discard(row_id)
+        model, opened = begun.model, begun.opened
+        log_ids.work_for(session=opened.id, job=request.reference.job_id)
+        self.limits.charge_job(prepared.standing)
+        allowed = min(limit for limit in (request.max_tokens, opened.tokens_left, begun.quota) if limit is not None)
+        stream = self.engine.generate(
+            prepared.for_engine(row_id, begun=begun, max_tokens=allowed, others_coming=len(self._beginning))
         )
-        await _stored(_begin_request)(row_id, request=request, session_id=opened.id, model=model)
+        watch = self.observer.request(_observed(request, row_id=row_id, model=model.id, allowed=allowed))
         try:
             first = await anext(stream)
         except EngineError as failure:
             refusal = refusal_of(failure)
-            await in_database_thread(_finish_request)(
+            watch.ended("error", prompt_tokens=0, completion_tokens=0, error_code=refusal.code)
+            await in_database_thread(requests.finish)(
                 row_id, state=RequestState.FAILED, finish_reason="error", error=refusal.message, prompt_tokens=0
             )
             raise refusal from failure
+        idempotency.began()
         completion = Completion(
             id=row_id,
             session_id=opened.id,
-            model=model,
+            model=model.id,
             prompt_tokens=first.prompt_tokens,
-            context_length=context_length,
+            context_length=model.context_length,
             billing=opened.billing,
+            standing=prepared.standing,
+            watch=watch,
             meter=Meter(session_id=opened.id, request_id=row_id, path=request.path, tokens_left=opened.tokens_left),
             _engine=self.engine,
         )
@@ -314,6 +256,8 @@ class Serving:
     ) -> None:
         async with aclosing(stream):
             await completion.run(stream, first, budget_bound=budget_bound)
+        used = completion.prompt_tokens + completion.completion_tokens
+        self.limits.charge_tokens(completion.standing, tokens=used)
 
     async def _abandon(self, row_id: uuid.UUID, beginning: asyncio.Task[Completion]) -> None:
         # Asked again, since the engine may not know the request yet.
@@ -342,42 +286,13 @@ class Serving:
             await asyncio.wait(set(self._running))
 
 
-def _stored(unit_of_work: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """``unit_of_work`` in a database thread; a database that is away is a refusal that says so."""
-
-    async def work(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await in_database_thread(unit_of_work)(*args, **kwargs)
-        except DatabaseError as failure:
-            logger.error("the database does not answer: %s", failure, extra={"event": "database_unavailable"})
-            raise RequestError(
-                code="service_unavailable",
-                message="The host's database does not answer. Try again shortly.",
-                status=503,
-                retry_after=5,
-            ) from failure
-
-    return work
-
-
-def _begin_request(row_id: uuid.UUID, *, request: CompletionRequest, session_id: int, model: str) -> None:
-    InferenceRequest.objects.create(
-        id=row_id,
-        session_id=session_id,
-        client_request_id=request.client_request_id[:200],
-        path=request.path,
+def _observed(request: CompletionRequest, *, row_id: uuid.UUID, model: str, allowed: int) -> ObservedRequest:
+    return ObservedRequest(
+        id=str(row_id),
         model=model,
-        max_tokens=request.max_tokens,
-    )
-
-
-def _finish_request(
-    row_id: uuid.UUID, *, state: RequestState, finish_reason: str, error: str, prompt_tokens: int
-) -> None:
-    InferenceRequest.objects.filter(pk=row_id).update(
-        state=state,
-        finish_reason=finish_reason,
-        error=error[:500],
-        prompt_tokens=prompt_tokens,
-        finished_at=timezone.now(),
+        asked=request.model,
+        path=request.path,
+        max_tokens=allowed,
+        temperature=request.temperature,
+        operation="chat" if request.messages else "text_completion",
     )

@@ -23,10 +23,13 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainJob:
-    """A job as the chain states it now.
+    """A job as the chain states it now, and how far this host trusts it.
 
-    ``deposit`` and ``price_per_token`` in base units of ``payment_token``; ``tokens_used`` and
-    ``token_budget`` in completion token ids; times are the chain's own.
+    ``deposit`` and ``price_per_token`` (for ``price_precision`` tokens) in base units of
+    ``payment_token``; ``tokens_used`` and ``token_budget`` in completion token ids; times are the chain's
+    own. A first claim of fewer than ``first_claim_tokens`` is refused by the marketplace.
+    ``exposure_limit`` and ``exposure_limit_of_all`` are the most that work done and not yet paid may be
+    worth, for this job and for all jobs in its ``payment_token``; ``None`` without such a limit.
     """
 
     deployment: str
@@ -37,6 +40,8 @@ class ChainJob:
     payment_token: str
     deposit: int
     price_per_token: int
+    price_precision: int
+    tokens_per_second: int
     tokens_used: int
     token_budget: int
     status: JobStatus
@@ -44,6 +49,14 @@ class ChainJob:
     expires_at: datetime
     idle_timeout_seconds: int | None
     chain_time: datetime
+    first_claim_tokens: int = 0
+    exposure_limit: int | None = None
+    exposure_limit_of_all: int | None = None
+
+    @property
+    def marketplace(self) -> str:
+        """The marketplace's address in lower case; ``deployment`` is named for its chain and for it."""
+        return self.deployment.split(":")[1].lower()
 
 
 class JobSourceUnavailable(Exception):

@@ -13,7 +13,33 @@ from typing import Any, NoReturn
 from django.db import models
 from django.db.models import F, Q
 
+from jobs.access_models import (
+    ApiKey,
+    AuthorizationScheme,
+    KeptAnswer,
+    KeptAnswerState,
+    SessionAuthorization,
+)
 from nodes.fields import AddressField, Uint256Field
+
+__all__ = [
+    "ApiKey",
+    "AppendOnlyError",
+    "AppendOnlyQuerySet",
+    "AuthorizationScheme",
+    "DeliveryPath",
+    "InferenceRequest",
+    "KeptAnswer",
+    "KeptAnswerState",
+    "RequestState",
+    "Session",
+    "SessionAuthorization",
+    "SessionBinding",
+    "SessionQuerySet",
+    "SessionState",
+    "SocketPresence",
+    "TokenUsage",
+]
 
 
 class SessionState(models.TextChoices):
@@ -23,6 +49,17 @@ class SessionState(models.TextChoices):
     CLOSING = "closing"  # no new prompts; leftover tokens are being claimed
     COMPLETED = "completed"
     ENDED_ON_CHAIN = "ended_on_chain"  # the depositor or a timeout ended it before this node did
+
+
+class SessionBinding(models.TextChoices):
+    """What the caller showed whom a job's session was bound to."""
+
+    DEPOSITOR = "depositor"
+    AUTHORIZATION = "authorization"
+    ADDRESS = "address"
+    API_KEY = "api_key", "API key"
+    CONNECTION = "connection"
+    TOKEN = "token", "session token"
 
 
 class SessionQuerySet(models.QuerySet["Session"]):
@@ -37,6 +74,12 @@ class SessionQuerySet(models.QuerySet["Session"]):
     def closing(self) -> SessionQuerySet:
         return self.with_job().filter(state=SessionState.CLOSING)
 
+    def owing(self) -> SessionQuerySet:
+        """Sessions of jobs that go on or are being closed, with work that is not paid yet."""
+        return self.with_job().filter(
+            state__in=(SessionState.OPEN, SessionState.CLOSING), tokens_tracked__gt=F("tokens_claimed")
+        )
+
     def unsealed(self) -> SessionQuerySet:
         """Sessions of jobs with counted tokens that no checkpoint holds yet."""
         return self.with_job().filter(tokens_tracked__gt=F("tokens_sealed"))
@@ -46,7 +89,8 @@ class Session(models.Model):
     """A conversation with the host; with a ``job_id``, one that a deposit on the chain pays for.
 
     ``tokens_*`` are completion token ids: tracked ≥ sealed ≥ claimed. ``deposit`` and
-    ``price_per_token`` are in base units of ``payment_token`` (address zero = native coin, wei).
+    ``price_per_token`` (for ``price_precision`` tokens) are in base units of ``payment_token`` (address
+    zero = native coin, wei).
     """
 
     deployment = models.CharField(max_length=120, blank=True, help_text="Which marketplace on which chain.")
@@ -57,6 +101,15 @@ class Session(models.Model):
     payment_token = AddressField(blank=True)
     deposit = Uint256Field(default=0)
     price_per_token = Uint256Field(default=0)
+    price_precision = models.PositiveBigIntegerField(
+        default=1, help_text="The price is for this many tokens: 1, or 1000 in newer marketplaces."
+    )
+    tokens_per_second = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text="The rate that the marketplace expects of this job's host."
+    )
+    first_claim_tokens = models.PositiveBigIntegerField(
+        default=0, help_text="The marketplace refuses a first claim of fewer tokens."
+    )
     token_budget = models.BigIntegerField(null=True, blank=True, help_text="Tokens that the deposit pays for.")
     job_started_at = models.DateTimeField(null=True, blank=True)
     job_expires_at = models.DateTimeField(null=True, blank=True, help_text="Start + longest duration, chain time.")
@@ -73,6 +126,12 @@ class Session(models.Model):
     last_claim_at = models.DateTimeField(null=True, blank=True, help_text="Block time of the last claim.")
     checkpoint_count = models.PositiveIntegerField(default=0)
     had_socket = models.BooleanField(default=False)
+    bound_by = models.CharField(
+        max_length=20, choices=SessionBinding, blank=True, help_text="What the first who was let spend has shown."
+    )
+    bound_to = models.CharField(
+        max_length=64, blank=True, help_text="The address, key, authorisation or connection that it was."
+    )
 
     created_at = models.DateTimeField(auto_now_add=True)
     last_activity_at = models.DateTimeField()
@@ -85,7 +144,9 @@ class Session(models.Model):
         indexes = [
             models.Index(fields=["state", "last_activity_at"], name="session_state_activity"),
             models.Index(fields=["client_session_id"], name="session_client_id"),
+            models.Index(fields=["job_id"], name="session_job_id"),
             models.Index(fields=["id"], condition=Q(tokens_tracked__gt=F("tokens_sealed")), name="session_unsealed"),
+            models.Index(fields=["id"], condition=Q(tokens_tracked__gt=F("tokens_claimed")), name="session_owing"),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -102,8 +163,13 @@ class Session(models.Model):
                 condition=Q(token_budget__isnull=True) | Q(tokens_tracked__lte=F("token_budget")),
                 name="tracked_at_most_what_the_deposit_pays",
             ),
+            models.CheckConstraint(condition=Q(price_precision__gt=0), name="a_price_is_for_some_tokens"),
             models.CheckConstraint(
                 condition=Q(job_id__isnull=True) | Q(token_budget__isnull=False), name="a_job_has_a_budget"
+            ),
+            models.CheckConstraint(
+                condition=Q(bound_by="", bound_to="") | (~Q(bound_by="") & ~Q(bound_to="")),
+                name="a_bound_session_says_to_whom",
             ),
         ]
 
@@ -114,6 +180,20 @@ class Session(models.Model):
     def tokens_unsealed(self) -> int:
         """Counted tokens that no checkpoint holds yet."""
         return self.tokens_tracked - self.tokens_sealed
+
+    @property
+    def first_claim_minimum(self) -> int:
+        """What the next claim must reach if it is the job's first; 0 once there is one."""
+        return 0 if self.tokens_sealed else self.first_claim_tokens
+
+    def worth(self, tokens: int) -> int:
+        """What the marketplace charges for ``tokens`` of this job, base units, rounded down as it does."""
+        return tokens * self.price_per_token // self.price_precision
+
+    @property
+    def exposure(self) -> int:
+        """What counted tokens are worth that the chain has not confirmed yet, base units."""
+        return self.worth(self.tokens_tracked) - self.worth(self.tokens_claimed)
 
     @property
     def tokens_left(self) -> int | None:
@@ -144,6 +224,9 @@ class DeliveryPath(models.TextChoices):
     HTTP_SSE = "http_sse", "HTTP, server-sent events"
     WS_INFERENCE = "ws_inference", "WebSocket, inference"
     WS_PROMPT = "ws_prompt", "WebSocket, prompt"
+    WS_ENCRYPTED = "ws_encrypted", "WebSocket, encrypted"
+    OPENAI_JSON = "openai_json", "OpenAI API, JSON"
+    OPENAI_SSE = "openai_sse", "OpenAI API, server-sent events"
 
 
 class RequestState(models.TextChoices):
@@ -158,6 +241,9 @@ class InferenceRequest(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     session = models.ForeignKey(Session, on_delete=models.PROTECT, related_name="requests")
+    api_key = models.ForeignKey(
+        ApiKey, on_delete=models.PROTECT, null=True, blank=True, related_name="requests", db_index=False
+    )
     client_request_id = models.CharField(max_length=200, blank=True)
     path = models.CharField(max_length=20, choices=DeliveryPath)
     model = models.CharField(max_length=120)
@@ -175,7 +261,14 @@ class InferenceRequest(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
-        indexes = [models.Index(fields=["state", "created_at"], name="request_state_created")]
+        indexes = [
+            models.Index(fields=["state", "created_at"], name="request_state_created"),
+            # As the admin's list is sorted: by the time, then by the key.
+            models.Index(fields=["-created_at", "-id"], name="request_newest"),
+            models.Index(
+                fields=["api_key", "created_at"], condition=Q(api_key__isnull=False), name="request_api_key_created"
+            ),
+        ]
         constraints = [
             models.CheckConstraint(
                 condition=Q(state=RequestState.RUNNING) | Q(finished_at__isnull=False),

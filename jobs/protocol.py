@@ -26,6 +26,7 @@ class RequestError(Exception):
     status: int
     details: Mapping[str, Any] = field(default_factory=dict)
     retry_after: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.message
@@ -125,21 +126,27 @@ def _session_id(value: object, *, field: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillingNote:
-    """Whether tokens of an answer can be claimed, and if not, why."""
+    """Whether tokens of an answer can be claimed, and if not, why.
+
+    ``session_token`` is a secret for whoever has just become the first to use a job, to be sent with
+    further prompts; empty in every other answer.
+    """
 
     job_id: int | None
     claimable: bool
     reason: str
     message: str
+    session_token: str = field(default="", repr=False)
 
     def body(self) -> dict[str, Any]:
         """As JSON; the job id is a string, since it may exceed what JSON numbers hold."""
-        return {
+        body = {
             "job_id": None if self.job_id is None else str(self.job_id),
             "claimable": self.claimable,
             "reason": self.reason,
             "message": self.message,
         }
+        return {**body, "session_token": self.session_token} if self.session_token else body
 
 
 def wire_job_id(job_id: int | None) -> int | str | None:

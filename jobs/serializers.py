@@ -16,79 +16,49 @@ from rest_framework import serializers
 from jobs.completions import CompletionRequest
 from jobs.inference.engine import ChatMessage
 from jobs.models import DeliveryPath
+from jobs.openai.errors import unsupported
+from jobs.openai.parameters import NEUTRAL, SESSION_FIELDS, refuse_unless_neutral
 from jobs.protocol import SessionReference, invalid
+from jobs.strict_fields import StopStrings, StrictBoolean, StrictInteger, StrictNumber, StrictText, read_by
 
 _MAX_DEPTH = 100
+_MAX_EXACT = 2**53
+
+# What clients of the network send besides, whether or not a host offers it: the SDK asks for a web search
+# by itself where a prompt says "today". An answer says that none was made.
+_NETWORK_FIELDS = frozenset(
+    {*SESSION_FIELDS, "chain_id", "chainId", "web_search", "max_searches", "search_queries", "thinking"}
+)
+NEUTRAL_IN_INFERENCE: dict[str, tuple[Any, ...]] = {**NEUTRAL, "images": ([],)}
+THINKING = ("enabled", "disabled", "low", "medium", "high")
 # An unfinished string runs to the end, so that no part of the text is looked at twice.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-
-
-class _StrictIntegerField(serializers.IntegerField):
-    """An integer that is one: neither true, nor 5.5, nor "5"."""
-
-    def to_internal_value(self, data: Any) -> int:
-        if isinstance(data, bool) or not isinstance(data, int):
-            raise serializers.ValidationError("must be an integer.")
-        return super().to_internal_value(data)
-
-
-class _StrictNumberField(serializers.FloatField):
-    """A finite number, not a string and not a boolean."""
-
-    def to_internal_value(self, data: Any) -> float:
-        if isinstance(data, bool) or not isinstance(data, int | float):
-            raise serializers.ValidationError("must be a number.")
-        return super().to_internal_value(data)
-
-
-class _StrictTextField(serializers.CharField):
-    """A string as it came: not trimmed, not made from a number."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(trim_whitespace=False, **kwargs)
-
-    def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            raise serializers.ValidationError("must be a string.")
-        if not data.strip() and not self.allow_blank:
-            raise serializers.ValidationError("must not be empty.")
-        # A lone surrogate cannot be encoded, neither for the tokenizer nor in an answer.
-        try:
-            data.encode()
-        except UnicodeEncodeError as error:
-            raise serializers.ValidationError("must be valid Unicode text.") from error
-        return data
-
-
-class _StrictBooleanField(serializers.BooleanField):
-    """true or false, nothing that resembles them."""
-
-    def to_internal_value(self, data: Any) -> bool:
-        if not isinstance(data, bool):
-            raise serializers.ValidationError("must be true or false.")
-        return data
 
 
 class TurnSerializer(serializers.Serializer[Any]):
     """One earlier turn of a conversation; ``timestamp`` and other extras are ignored."""
 
     role = serializers.ChoiceField(choices=["system", "user", "assistant"])
-    content = _StrictTextField(allow_blank=True)
+    content = StrictText(allow_blank=True)
 
 
 class InferenceSerializer(serializers.Serializer[Any]):
     """The body of ``POST /v1/inference`` and the ``request`` of the WebSocket's messages."""
 
-    model = _StrictTextField(max_length=200)
-    prompt = _StrictTextField()
-    max_tokens = _StrictIntegerField(min_value=1)
-    temperature = _StrictNumberField(min_value=0.0, max_value=2.0, default=0.7)
-    top_p = _StrictNumberField(min_value=0.0001, max_value=1.0, default=1.0)
-    top_k = _StrictIntegerField(min_value=0, max_value=1000, default=0)
-    repetition_penalty = _StrictNumberField(min_value=0.1, max_value=10.0, default=1.0)
-    stream = _StrictBooleanField(default=False)
-    request_id = _StrictTextField(max_length=200, required=False, allow_null=True)
-    conversation_context = TurnSerializer(many=True, required=False, allow_null=True)
+    model = StrictText(max_length=200)
+    prompt = StrictText()
+    max_tokens = StrictInteger(min_value=1)
+    temperature = StrictNumber(min_value=0.0, max_value=2.0, default=0.7)
+    top_p = StrictNumber(min_value=0.0001, max_value=1.0, default=1.0)
+    top_k = StrictInteger(min_value=0, max_value=1000, default=0)
+    repetition_penalty = StrictNumber(min_value=0.1, max_value=10.0, default=1.0)
+    stop = StopStrings(default=())
+    stream = StrictBoolean(default=False)
+    request_id = StrictText(max_length=200, required=False, allow_null=True)
+    conversation_context = serializers.ListField(child=TurnSerializer(), required=False, allow_null=True)
+
+
+_INFERENCE = InferenceSerializer()
 
 
 def parse_json_object(raw: bytes | str) -> dict[str, Any]:
@@ -97,7 +67,7 @@ def parse_json_object(raw: bytes | str) -> dict[str, Any]:
         text = raw if isinstance(raw, str) else raw.decode()
         if _is_deep(text):
             raise invalid(f"The JSON is nested more than {_MAX_DEPTH} levels deep.")
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_number)
     except UnicodeDecodeError as error:
         raise invalid("The body is not valid UTF-8.") from error
     except ValueError as error:
@@ -105,6 +75,19 @@ def parse_json_object(raw: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.")
     return value
+
+
+def refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """Raise ``RequestError`` for a field of an inference's body that would have to be ignored, by its name."""
+    known = _INFERENCE.fields
+    for name, value in body.items():
+        if name in known or name in _NETWORK_FIELDS or value is None:
+            continue
+        if name not in NEUTRAL_IN_INFERENCE:
+            raise unsupported(name[:80], hint="it is not a field of this address, leave it out")
+        refuse_unless_neutral(name, value, NEUTRAL_IN_INFERENCE[name])
+    if body.get("thinking") not in (None, *THINKING):
+        raise invalid(f"thinking must be one of {', '.join(THINKING)}.", field="thinking")
 
 
 def _is_deep(text: str) -> bool:
@@ -127,6 +110,12 @@ def _is_deep(text: str) -> bool:
     return False
 
 
+def _number(literal: str) -> float | int:
+    """JSON has one kind of number: 5.0 is 5."""
+    value = float(literal)
+    return int(value) if value.is_integer() and abs(value) < _MAX_EXACT else value
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
@@ -139,11 +128,7 @@ def completion_request(
     history: tuple[ChatMessage, ...] = (),
 ) -> tuple[CompletionRequest, dict[str, Any]]:
     """The validated request and all validated values of its body. Raises ``RequestError``."""
-    serializer = InferenceSerializer(data=dict(body))
-    if not serializer.is_valid():
-        message, field = _first_problem(serializer.errors)
-        raise invalid(message, field=field)
-    values: dict[str, Any] = serializer.validated_data
+    values = read_by(_INFERENCE, body)
     turns = values.get("conversation_context") or []
     earlier = tuple(ChatMessage(role=turn["role"], content=turn["content"]) for turn in turns) or history
     request = CompletionRequest(
@@ -155,16 +140,8 @@ def completion_request(
         top_p=values["top_p"],
         top_k=values["top_k"],
         repetition_penalty=values["repetition_penalty"],
+        stop=values["stop"],
         path=path,
         client_request_id=values.get("request_id") or "",
     )
     return request, values
-
-
-def _first_problem(errors: Any) -> tuple[str, str]:
-    """One readable sentence out of a serializer's errors, and the field it is about."""
-    field, problem = next(iter(errors.items()))
-    while isinstance(problem, dict | list):
-        problem = next(iter(problem.values())) if isinstance(problem, dict) else next((p for p in problem if p), "")
-    text = str(problem)
-    return f"{field}: {text[:1].lower()}{text[1:]}", field

@@ -1,4 +1,4 @@
-"""Sessions: who may generate on which job, when a session ends, and what ended it.
+"""Sessions: what a job can pay for, when a session ends, and what ended it.
 
 Guarantees that a prompt is refused before a token is generated unless its job exists, is active,
 names this host, has deposit left and has not run out; that a dropped socket ends a session only
@@ -7,7 +7,7 @@ after a grace period without any other socket; and that a closed session stays c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -16,6 +16,9 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
+from jobs import spending
+from jobs.access_rules import SpendingPolicy
+from jobs.callers import ANYBODY, Caller
 from jobs.job_source import ChainJob, JobStatus
 from jobs.models import Session, SessionState, SocketPresence
 from jobs.protocol import BillingNote, RequestError, SessionReference
@@ -73,6 +76,28 @@ def check_payable(job: ChainJob, *, host: str | None) -> None:
         )
     if job.tokens_used >= job.token_budget:
         raise _exhausted(job.job_id)
+    _check_first_claim(job)
+
+
+def _check_first_claim(job: ChainJob) -> None:
+    """Refuse a job of which no claim can ever be made: its first would exceed the deposit, or the host's limit."""
+    if job.tokens_used:
+        return
+    first = job.first_claim_tokens
+    worth = first * job.price_per_token // job.price_precision
+    if first > job.token_budget:
+        why = f"its deposit pays for {job.token_budget}"
+    elif job.exposure_limit is not None and worth > job.exposure_limit:
+        why = f"these are worth {worth} base units, and this host leaves no more than {job.exposure_limit} unpaid"
+    else:
+        return
+    raise RequestError(
+        code="first_claim_too_large",
+        message=f"Job {job.job_id} lets its host claim nothing before {first} tokens, and {why}. "
+        "Open a job with a larger deposit or a smaller proof interval.",
+        status=409,
+        details={"job_id": str(job.job_id), "first_claim_tokens": str(first)},
+    )
 
 
 def _exhausted(job_id: int) -> RequestError:
@@ -84,37 +109,52 @@ def _exhausted(job_id: int) -> RequestError:
     )
 
 
-def open_job_session(job: ChainJob, *, reference: SessionReference) -> OpenedSession:
+def _check_exposure(session: Session, job: ChainJob) -> None:
+    """Refuse further work on a job while too much of it waits to be paid."""
+    if job.exposure_limit is None:
+        return
+    unpaid = session.exposure
+    if unpaid >= job.exposure_limit:
+        raise _overexposed(f"Job {job.job_id} owes this host {unpaid}", limit=job.exposure_limit, job=job)
+
+
+def _check_exposure_of_all(job: ChainJob) -> None:
+    if job.exposure_limit_of_all is None:
+        return
+    owing = Session.objects.owing().filter(deployment=job.deployment, payment_token=job.payment_token.lower())
+    unpaid = sum(session.exposure for session in owing.iterator())
+    if unpaid >= job.exposure_limit_of_all:
+        raise _overexposed(f"This host's jobs owe it {unpaid}", limit=job.exposure_limit_of_all, job=job)
+
+
+def _overexposed(owed: str, *, limit: int, job: ChainJob) -> RequestError:
+    return RequestError(
+        code="exposure_limit",
+        message=f"{owed} base units of {job.payment_token} for work that is not paid yet; the host's limit is "
+        f"{limit}. It goes on as soon as claims are confirmed: try again shortly.",
+        status=503,
+        details={"job_id": str(job.job_id), "limit": str(limit)},
+        retry_after=10,
+    )
+
+
+def open_job_session(
+    job: ChainJob,
+    *,
+    reference: SessionReference,
+    caller: Caller = ANYBODY,
+    policy: SpendingPolicy = SpendingPolicy.DEPOSITOR,
+) -> OpenedSession:
     """The session of ``job``, made at its first prompt and kept from then on. Raises ``RequestError``.
 
     The caller has checked the job (``check_payable``); here the node's own count is checked too,
     which is ahead of the chain's by what is not claimed yet.
     """
     now = timezone.now()
-    budget = min(job.token_budget, _MAX_TOKEN_COUNT)
+    leave = spending.leave_of(job, caller=caller, policy=policy)
+    _check_exposure_of_all(job)
     with transaction.atomic():
-        session, _ = Session.objects.get_or_create(
-            deployment=job.deployment,
-            job_id=job.job_id,
-            defaults={
-                "client_session_id": reference.session_id,
-                "host": job.host,
-                "depositor": job.depositor,
-                "payment_token": job.payment_token,
-                "deposit": job.deposit,
-                "price_per_token": job.price_per_token,
-                "token_budget": budget,
-                "job_started_at": job.started_at,
-                "job_expires_at": job.expires_at,
-                "idle_timeout_seconds": job.idle_timeout_seconds,
-                # Tokens that an earlier life of this host claimed and whose rows are gone.
-                "tokens_inherited": job.tokens_used,
-                "tokens_tracked": job.tokens_used,
-                "tokens_sealed": job.tokens_used,
-                "tokens_claimed": job.tokens_used,
-                "last_activity_at": now,
-            },
-        )
+        session, _ = _job_session(job, client_session_id=reference.session_id, now=now)
         if session.state != SessionState.OPEN:
             raise RequestError(
                 code="session_closed",
@@ -125,6 +165,8 @@ def open_job_session(job: ChainJob, *, reference: SessionReference) -> OpenedSes
             )
         if not session.tokens_left:
             raise _exhausted(job.job_id)
+        _check_exposure(session, job)
+        bound = spending.bind(session, job=job, caller=caller, leave=leave)
         Session.objects.filter(pk=session.pk).update(last_activity_at=now)
     return OpenedSession(
         id=session.pk,
@@ -134,7 +176,61 @@ def open_job_session(job: ChainJob, *, reference: SessionReference) -> OpenedSes
             claimable=True,
             reason="job",
             message=f"Counted for job {job.job_id}; claimed from its deposit in checkpoints.",
+            session_token=bound.token,
         ),
+    )
+
+
+def restore_job_session(job: ChainJob) -> tuple[int, bool]:
+    """The session of a job found on the chain, and whether it had to be made. Nobody need ever prompt on it."""
+    session, created = _job_session(job, client_session_id="", now=timezone.now())
+    return session.pk, created
+
+
+def _job_session(job: ChainJob, *, client_session_id: str, now: datetime) -> tuple[Session, bool]:
+    return Session.objects.get_or_create(
+        deployment=job.deployment,
+        job_id=job.job_id,
+        defaults={
+            "client_session_id": client_session_id,
+            "host": job.host,
+            "depositor": job.depositor,
+            "payment_token": job.payment_token,
+            "deposit": job.deposit,
+            "price_per_token": job.price_per_token,
+            "price_precision": job.price_precision,
+            "tokens_per_second": job.tokens_per_second,
+            "first_claim_tokens": min(job.first_claim_tokens, _MAX_TOKEN_COUNT),
+            "token_budget": min(job.token_budget, _MAX_TOKEN_COUNT),
+            "job_started_at": job.started_at,
+            "job_expires_at": job.expires_at,
+            "idle_timeout_seconds": job.idle_timeout_seconds,
+            # Tokens that an earlier life of this host claimed and whose rows are gone.
+            "tokens_inherited": job.tokens_used,
+            "tokens_tracked": job.tokens_used,
+            "tokens_sealed": job.tokens_used,
+            "tokens_claimed": job.tokens_used,
+            "last_activity_at": now,
+        },
+    )
+
+
+def unpaid(reference: SessionReference, *, chain_id: int, api_keys_only: bool) -> RequestError:
+    """The refusal of a request that no deposit pays for; ``api_keys_only``: an API key would have done."""
+    named = "names no job" if reference.job_id is None else f"names job {reference.job_id}, which does not exist"
+    if api_keys_only:
+        return RequestError(
+            code="api_key_required",
+            message=f"This host serves paid jobs and holders of its API keys, and the request {named} on chain "
+            f"{chain_id}. Send an API key of this host as Authorization: Bearer, or the id of a job as job_id.",
+            status=401,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return RequestError(
+        code="payment_required",
+        message=f"This host serves paid jobs only, and the request {named} on chain {chain_id}. "
+        "Open a job for this host on the marketplace and send its id as job_id.",
+        status=402,
     )
 
 
@@ -173,6 +269,17 @@ def refresh_socket(connection_id: UUID) -> None:
     SocketPresence.objects.filter(connection_id=connection_id).update(seen_at=timezone.now())
 
 
+def refresh_sockets(bound: Collection[tuple[int, UUID]]) -> None:
+    """Say that these WebSockets, each with its session, are still there; one that was taken for dead is back."""
+    connections = {connection_id for _, connection_id in bound}
+    refreshed = SocketPresence.objects.filter(connection_id__in=connections).update(seen_at=timezone.now())
+    if refreshed >= len(bound):
+        return
+    known = set(SocketPresence.objects.filter(connection_id__in=connections).values_list("session_id", "connection_id"))
+    for session_id, connection_id in set(bound) - known:
+        attach_socket(session_id, connection_id=connection_id)
+
+
 def detach_socket(connection_id: UUID) -> None:
     """The WebSocket is gone: the grace period of its sessions starts now."""
     with transaction.atomic():
@@ -203,6 +310,13 @@ def finish_session(session_id: int, *, state: SessionState, reason: str) -> bool
     return bool(changed)
 
 
+def reopen_for_closing(session_ids: Iterable[int], *, reason: str) -> list[int]:
+    """Sessions that were finished too early: their jobs are to be ended once more. Returns those changed."""
+    ended = (SessionState.COMPLETED, SessionState.ENDED_ON_CHAIN)
+    finished = Session.objects.with_job().filter(state__in=ended)
+    return [pk for pk in session_ids if finished.filter(pk=pk).update(state=SessionState.CLOSING, close_reason=reason)]
+
+
 def close_due_sessions(*, now: datetime, grace: timedelta, idle: timedelta) -> list[int]:
     """Close sessions whose client is gone or whose job is about to run out; returns their ids.
 
@@ -226,12 +340,13 @@ def _about_to_idle_out(*, now: datetime) -> list[int]:
     candidates = (
         Session.objects.open().with_job().filter(idle_timeout_seconds__isnull=False, job_started_at__isnull=False)
     )
+    rows = candidates.order_by().values_list("pk", "job_started_at", "last_claim_at", "idle_timeout_seconds")
     return [
-        session.pk
-        for session in candidates.only("job_started_at", "last_claim_at", "idle_timeout_seconds")
-        if session.job_started_at
-        and (session.last_claim_at or session.job_started_at) + timedelta(seconds=session.idle_timeout_seconds or 0)
-        <= now + CLOSE_BEFORE_TIMEOUT
+        pk
+        for pk, started_at, last_claim_at, idle_seconds in rows.iterator()
+        if started_at
+        and idle_seconds is not None
+        and (last_claim_at or started_at) + timedelta(seconds=idle_seconds) <= now + CLOSE_BEFORE_TIMEOUT
     ]
 
 

@@ -8,7 +8,7 @@ from celery import shared_task
 from django.conf import settings
 from django.utils import timezone
 
-from jobs import sessions
+from jobs import idempotency, session_authorization, sessions
 from jobs.models import InferenceRequest, RequestState
 
 # A generation records usage several times a second. One that is silent for so long was cut off with
@@ -40,3 +40,11 @@ def fail_abandoned_requests() -> None:
         error="the process that served it ended",
         finished_at=now,
     )
+
+
+@shared_task
+def forget_old_access() -> None:
+    """Delete expired authorisations, and answers that were kept for a day."""
+    now = timezone.now()
+    session_authorization.forget_expired(now=now)
+    idempotency.forget_old(now=now)

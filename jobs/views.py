@@ -1,23 +1,25 @@
-"""HTTP endpoints of inference. They translate and delegate; ``completions`` does the work."""
+"""The HTTP endpoint of the network's own contract. It translates and delegates; ``completions`` does the work."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 from django.http import HttpRequest, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 
-from jobs.completions import Serving
+from jobs import request_ids
+from jobs.choices import Choices
+from jobs.completions import CompletionRequest, Serving
+from jobs.http_bodies import json_object, reference_of
+from jobs.http_callers import caller_of
+from jobs.idempotency import answer_once
 from jobs.models import DeliveryPath
-from jobs.protocol import RequestError, SessionReference, invalid
-from jobs.serializers import completion_request, parse_json_object
-from jobs.streaming import server_sent_events, whole_answer
-from nodes import catalog
-from nodes.database import in_database_thread
+from jobs.serializers import completion_request, refuse_unsupported
+from jobs.streaming import PATIENCE_SECONDS, STREAM_HEADERS, STREAM_TYPE, server_sent_events, whole_answer
 
 
 @method_decorator(csrf_exempt, name="dispatch")
@@ -28,62 +30,29 @@ class InferenceView(View):
     http_method_names = ["post", "options"]
 
     async def post(self, request: HttpRequest) -> HttpResponseBase:
-        assert self.serving is not None  # noqa: S101 - given by the URL configuration
-        body = parse_json_object(_json_body(request))
+        caller = await caller_of(request)
+        body = json_object(request)
+        refuse_unsupported(body)
         stream = body.get("stream") is True
-        validated, values = completion_request(
-            body,
-            path=DeliveryPath.HTTP_SSE if stream else DeliveryPath.HTTP_JSON,
-            reference=SessionReference.read(body),
-        )
-        request_id = values.get("request_id") or str(uuid.uuid4())
-        completion = await self.serving.start(validated)
-        # Middleware still runs between here and the first read of a streamed answer.
-        completion.stop_with(asyncio.current_task())
-        if stream:
-            return StreamingHttpResponse(
-                server_sent_events(completion, request_id=request_id),
-                content_type="text/event-stream; charset=utf-8",
-                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            )
-        answer = await whole_answer(completion, request_id=request_id, chain_id=self.serving.jobs.chain_id)
-        return JsonResponse(answer, json_dumps_params={"ensure_ascii": False})
+        path = DeliveryPath.HTTP_SSE if stream else DeliveryPath.HTTP_JSON
+        validated, values = completion_request(body, path=path, reference=reference_of(request, body))
+        request_id = values.get("request_id") or request_ids.current.get()
+        completion = replace(validated, caller=caller, client_request_id=request_id)
 
+        async def produce() -> HttpResponseBase:
+            return await self._answer(completion, stream=stream, request_id=request_id)
 
-class ModelsView(View):
-    """``GET /v1/models``: what this host serves, in the shapes of the existing node and of OpenAI."""
+        return await answer_once(request, caller=caller, stream=stream, produce=produce)
 
-    serving: ClassVar[Serving | None] = None
-
-    async def get(self, request: HttpRequest) -> HttpResponseBase:
+    async def _answer(self, completion: CompletionRequest, *, stream: bool, request_id: str) -> HttpResponseBase:
         assert self.serving is not None  # noqa: S101 - given by the URL configuration
-        models = await in_database_thread(catalog.served_models)()
-        listed: list[dict[str, Any]] = [
-            {
-                "id": model.id,
-                "name": model.id,
-                "description": f"{model.architecture}, {model.quantization}, context {model.context_length} tokens",
-                "object": "model",
-                "created": int(model.added_at.timestamp()),
-                "owned_by": "fabstir-host",
-                "aliases": model.aliases,
-                "context_length": model.context_length,
-                "default": model.is_default,
-            }
-            for model in models
-        ]
-        return JsonResponse(
-            {"object": "list", "data": listed, "models": listed, "chain_id": self.serving.jobs.chain_id}
-        )
-
-
-def _json_body(request: HttpRequest) -> bytes:
-    if request.content_type not in ("application/json", "", "text/json"):
-        raise RequestError(
-            code="unsupported_media_type",
-            message=f"Send the body as application/json, not as {request.content_type}.",
-            status=415,
-        )
-    if not request.body:
-        raise invalid("The body is empty. Send a JSON object with model, prompt and max_tokens.")
-    return request.body
+        choices = await Choices.of(self.serving, [completion])
+        # Middleware still runs between here and the first read of a streamed answer.
+        choices.stop_with(asyncio.current_task())
+        if stream:
+            await choices.begin(patience=PATIENCE_SECONDS)
+            events = server_sent_events(choices, request_id=request_id)
+            headers = {**STREAM_HEADERS, **choices.headers()}
+            return StreamingHttpResponse(events, content_type=STREAM_TYPE, headers=headers)
+        answer = await whole_answer(choices, request_id=request_id, chain_id=self.serving.jobs.chain_id)
+        return JsonResponse(answer, headers=choices.headers(), json_dumps_params={"ensure_ascii": False})

@@ -11,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from jobs.inference import frames
 from jobs.inference.engine import (
+    EngineBusy,
+    EngineStatus,
     EngineUnavailable,
     GenerationFailed,
     GenerationRequest,
     LoadedModel,
+    TextToTokenize,
     TokenChunk,
 )
 
@@ -54,13 +57,57 @@ class EngineClient:
             return
         connection.send(frames.pack({"op": "cancel", "request_id": request_id}))
 
+    def busy(self) -> EngineBusy | None:
+        """See ``Engine.busy``: what the engine told last on the running event loop's connection."""
+        return self._link().busy()
+
     async def models(self) -> tuple[LoadedModel, ...]:
         """See ``Engine.models``."""
+        return frames.models_of(await self._ask(lambda stream: frames.pack({"op": "models", "id": stream})))
+
+    async def status(self) -> EngineStatus:
+        """See ``Engine.status``."""
+        return frames.status_of(await self._ask(lambda stream: frames.pack({"op": "status", "id": stream})))
+
+    async def load(self, model: str) -> LoadedModel:
+        """Load a model now, and wait for it. Raises ``ModelNotLoaded``, ``EngineUnavailable``."""
+        return await self._change({"op": "load", "model": model})
+
+    async def unload(self, model: str) -> LoadedModel:
+        """Free a model's memory. Raises ``ModelNotLoaded``; ``RequestRefused`` if it is busy or pinned."""
+        return await self._change({"op": "unload", "model": model})
+
+    async def pin(self, model: str, *, pinned: bool) -> LoadedModel:
+        """Load a model and keep it, or let it be unloaded again. Raises like ``load``."""
+        return await self._change({"op": "pin", "model": model, "pinned": pinned})
+
+    async def refresh(self) -> tuple[LoadedModel, ...]:
+        """Have the engine read again which models it serves; returns them, the default first.
+
+        Raises ``RequestRefused`` if it cannot use what it reads, ``EngineUnavailable``.
+        """
+        return frames.models_of(await self._ask(lambda stream: frames.pack({"op": "refresh", "id": stream})))
+
+    async def tokenize(self, text: TextToTokenize) -> tuple[int, ...]:
+        """See ``Engine.tokenize``."""
+        return frames.token_ids_of(await self._ask(lambda stream: frames.pack_text_to_tokenize(stream, text)))
+
+    async def detokenize(self, *, model: str, token_ids: tuple[int, ...]) -> str:
+        """See ``Engine.detokenize``."""
+        return frames.text_of(
+            await self._ask(lambda stream: frames.pack_ids_to_detokenize(stream, model=model, token_ids=token_ids))
+        )
+
+    async def _change(self, frame: frames.Frame) -> LoadedModel:
+        return frames.models_of(await self._ask(lambda stream: frames.pack(frame | {"id": stream})))[0]
+
+    async def _ask(self, question: Callable[[int], bytes]) -> frames.Frame:
+        """The one frame that answers ``question``."""
         connection = await self._link().connect()
         stream = connection.open(capacity=2)
         try:
-            connection.send(frames.pack({"op": "models", "id": stream.number}))
-            return frames.models_of(await stream.receive())
+            connection.send(question(stream.number))
+            return await stream.answer()
         except frames.FrameError as error:
             raise EngineUnavailable(f"The engine answered nonsense: {error}") from error
         finally:
@@ -88,6 +135,10 @@ class _Link:
         self._path = path
         self._opening = asyncio.Lock()
         self._connection: _Connection | None = None
+
+    def busy(self) -> EngineBusy | None:
+        """What the engine told last, if it is still there."""
+        return self._connection.busy if self._connection is not None and self._connection.alive else None
 
     async def connect(self) -> _Connection:
         """The live connection. Raises ``EngineUnavailable``."""
@@ -121,6 +172,7 @@ class _Connection:
         self._streams: dict[int, _Stream] = {}
         self._numbers = itertools.count(1)
         self.alive = True
+        self.busy: EngineBusy | None = None
         self._task = asyncio.create_task(self._read(), name="engine-client")
 
     def open(self, *, capacity: int) -> _Stream:
@@ -149,8 +201,13 @@ class _Connection:
     async def _read(self) -> None:
         try:
             while (frame := await frames.read_frame(self._reader)) is not None:
-                stream = self._streams.get(frame.get("id", 0))
-                if stream is not None:
+                if frame["op"] == "chunks":
+                    for number, chunk in frames.chunks_of(frame):
+                        if (reader := self._streams.get(number)) is not None:
+                            reader.put(chunk)
+                elif frame["op"] == "room":
+                    self.busy = frames.room_of(frame)
+                elif (stream := self._streams.get(frame.get("id", 0))) is not None:
                     stream.put(frame)
         except frames.FrameError:
             pass  # the streams learn below that the connection is of no use any more
@@ -162,44 +219,53 @@ class _Connection:
 
 
 class _Stream:
-    """The frames of one request, in order, until one that ends it."""
+    """What arrives for one request, in order, until something that ends it."""
 
     def __init__(self, number: int, *, capacity: int) -> None:
         self.number = number
         self.ended = False
         self._capacity = capacity
-        self._frames: asyncio.Queue[frames.Frame | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[TokenChunk | frames.Frame | None] = asyncio.Queue()
 
-    def put(self, frame: frames.Frame) -> None:
-        """Called by the connection. More frames than tokens were asked for end the stream."""
-        if self._frames.qsize() >= self._capacity:
+    def put(self, arrived: TokenChunk | frames.Frame) -> None:
+        """Called by the connection. More chunks than tokens were asked for end the stream."""
+        if self._arrived.qsize() >= self._capacity:
             self.break_off()
         elif not self.ended:
-            self.ended = frame["op"] != "chunk" or frame.get("finish_reason") is not None
-            self._frames.put_nowait(frame)
+            self.ended = not isinstance(arrived, TokenChunk) or arrived.finish_reason is not None
+            self._arrived.put_nowait(arrived)
 
     def break_off(self) -> None:
         """The connection has ended; what arrived before is still delivered."""
         self.ended = True
-        self._frames.put_nowait(None)
+        self._arrived.put_nowait(None)
 
-    async def receive(self) -> frames.Frame:
-        """The next frame. Raises the engine's typed error, or ``EngineUnavailable``."""
-        frame = await self._frames.get()
-        if frame is None:
-            raise EngineUnavailable("The engine process ended before its answer did.")
-        if frame["op"] == "error":
-            raise frames.error_of(frame)
-        return frame
+    async def answer(self) -> frames.Frame:
+        """The one frame of an answer. Raises the engine's typed error, or ``EngineUnavailable``."""
+        arrived = await self._arrived.get()
+        if isinstance(arrived, TokenChunk):
+            raise frames.FrameError("A chunk is no answer.")
+        return _without_error(arrived)
 
     async def chunks(self) -> AsyncGenerator[TokenChunk, None]:
-        """The chunks up to the last. Raises like ``receive``, and ``GenerationFailed`` on a gap."""
+        """The chunks up to the last. Raises like ``answer``, and ``GenerationFailed`` on a gap."""
         sequence = 0
         while True:
-            chunk = frames.chunk_of(await self.receive())
+            chunk = await self._arrived.get()
+            if not isinstance(chunk, TokenChunk):
+                _without_error(chunk)
+                raise GenerationFailed("The engine answered something else than tokens.")
             if chunk.sequence != sequence:
                 raise GenerationFailed(f"Chunk {sequence} of the answer is missing.")
             sequence += 1
             yield chunk
             if chunk.finish_reason is not None:
                 return
+
+
+def _without_error(frame: frames.Frame | None) -> frames.Frame:
+    if frame is None:
+        raise EngineUnavailable("The engine process ended before its answer did.")
+    if frame["op"] == "error":
+        raise frames.error_of(frame)
+    return frame

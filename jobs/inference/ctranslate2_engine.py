@@ -2,24 +2,31 @@
 
 Guarantees: a model is loaded only after every file's SHA-256 and every token of the vocabulary were
 checked (CTranslate2 itself loads overwritten weights and maps unknown tokens silently); end tokens
-are neither counted nor shown; a stop takes effect within one token. The CUDA branch follows
-CTranslate2's documentation but was not run on a GPU. Does not queue (``scheduler`` does).
+are neither counted nor shown; a row that ends leaves its batch within one token. Does not queue or
+group (``scheduler`` does).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ctranslate2
+import numpy as np
 from tokenizers import Tokenizer
 
 from jobs.inference.detokenizer import Detokenizer, DetokenizerFactory
-from jobs.inference.engine import ChatMessage, GenerationFailed, LoadedModel
-from jobs.inference.generator import GenerationTask, ModelLoadError
+from jobs.inference.engine import (
+    ChatMessage,
+    GenerationFailed,
+    GenerationRequest,
+    LoadedModel,
+    ModelState,
+    TokenProbability,
+)
+from jobs.inference.generator import Batch, ModelLoadError, OutOfMemory, Row
+from jobs.inference.placement import Placement, advice, create_generator, giving_way
 from jobs.inference.prompt import ChatTemplateError, PromptTemplate
 from nodes.model_manifest import (
     CHAT_TEMPLATE_FILE,
@@ -32,86 +39,65 @@ from nodes.model_manifest import (
 from nodes.model_vocabulary import check_vocabulary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where and how a model computes.
+def load_generator(
+    directory: Path,
+    *,
+    model_id: str,
+    placement: Placement,
+    progress: Callable[[float], None] = lambda part: None,
+) -> CTranslate2Generator:
+    """Verify and load the model in ``directory``. Raises ``ModelLoadError``.
 
-    ``replicas`` generations run at the same time, each with ``threads`` CPU threads; on CUDA there
-    is one replica per entry of ``device_indexes``.
+    ``progress`` is told the part (0 to 1) that is done.
     """
-
-    device: Literal["cpu", "cuda"]
-    device_indexes: tuple[int, ...]
-    compute_type: str
-    replicas: int
-    threads: int
-
-
-def choose_placement(*, device: str = "auto", compute_type: str | None = None) -> Placement:
-    """CUDA with every GPU if there is one, else one single-threaded CPU replica per core.
-
-    Raises ``ModelLoadError`` if CUDA is demanded and absent.
-    """
-    gpus = ctranslate2.get_cuda_device_count()
-    if device == "cuda" and gpus == 0:
-        raise ModelLoadError("There is no usable CUDA device. Set the device to auto or cpu.")
-    if device not in {"auto", "cpu", "cuda"}:
-        raise ModelLoadError(f"The device {device!r} is unknown. Set it to auto, cpu or cuda.")
-    if gpus > 0 and device != "cpu":
-        return Placement(
-            device="cuda",
-            device_indexes=tuple(range(gpus)),
-            compute_type=compute_type or "int8_float16",
-            replicas=gpus,
-            threads=1,
-        )
-    cores = len(os.sched_getaffinity(0))
-    return Placement(device="cpu", device_indexes=(0,), compute_type=compute_type or "int8", replicas=cores, threads=1)
-
-
-def create_generator(directory: Path, *, placement: Placement) -> ctranslate2.Generator:
-    """A bare CTranslate2 generator with the options that the engine uses; checks nothing."""
-    on_cpu = placement.device == "cpu"
-    return ctranslate2.Generator(
-        str(directory),
-        device=placement.device,
-        device_index=list(placement.device_indexes),
-        compute_type=placement.compute_type,
-        inter_threads=placement.replicas if on_cpu else 1,
-        intra_threads=placement.threads,
-    )
-
-
-def load_generator(directory: Path, *, model_id: str, placement: Placement) -> CTranslate2Generator:
-    """Verify and load the model in ``directory``. Raises ``ModelLoadError``."""
     try:
         manifest = require_intact(directory)
+        progress(0.4)
         vocabulary = read_vocabulary(directory)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
         check_vocabulary(vocabulary, tokenizer=tokenizer)
         prompts = _prompt_template(directory, manifest=manifest, tokenizer=tokenizer, vocabulary=vocabulary)
-        generator = create_generator(directory, placement=placement)
+        progress(0.6)
+        generator = giving_way(lambda: create_generator(directory, placement=placement), placement=placement)
     except (ModelError, ChatTemplateError) as error:
         raise ModelLoadError(f"Cannot serve {model_id}: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelLoadError(
-            f"Cannot load {model_id} from {directory} on {placement.device} as {placement.compute_type}: {error}"
+            f"Cannot load {model_id} from {directory} on {placement.device} as {placement.compute_type}:"
+            f" {error}. {advice(str(error), placement=placement)}"
         ) from error
-    loaded = LoadedModel(
-        model=model_id,
-        context_length=manifest.context_length,
-        vocabulary_size=manifest.vocabulary_size,
-        device=placement.device,
-        compute_type=generator.compute_type,
-        replicas=placement.replicas,
-    )
+    progress(1.0)
     return CTranslate2Generator(
         generator,
-        loaded=loaded,
+        loaded=describe(
+            manifest, model_id=model_id, placement=placement, compute_type=generator.compute_type, state="loaded"
+        ),
         prompts=prompts,
         detokenizers=DetokenizerFactory(tokenizer),
         vocabulary=vocabulary,
         end_token_ids=manifest.end_token_ids,
+    )
+
+
+def describe(
+    manifest: ModelManifest,
+    *,
+    model_id: str,
+    placement: Placement,
+    compute_type: str,
+    state: ModelState,
+) -> LoadedModel:
+    """What the manifest tells about a model, loaded or not."""
+    return LoadedModel(
+        model=model_id,
+        context_length=manifest.context_length,
+        vocabulary_size=manifest.vocabulary_size,
+        device=placement.device,
+        compute_type=compute_type,
+        replicas=placement.replicas,
+        state=state,
+        memory_bytes=manifest.size,
+        batch_rows=placement.batch_rows,
     )
 
 
@@ -144,54 +130,106 @@ class CTranslate2Generator:
         """See ``TokenGenerator.encode``."""
         return self._prompts.encode(messages)
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """See ``TokenGenerator.encode_text``."""
+        return self._prompts.encode_text(text)
+
     def detokenizer(self) -> Detokenizer:
         """See ``TokenGenerator.detokenizer``."""
         return self._detokenizers.create()
 
-    def run(self, task: GenerationTask) -> Literal["stop", "length"]:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See ``TokenGenerator.decode``."""
+        detokenizer = self._detokenizers.create()
+        return detokenizer.push(token_ids) + detokenizer.flush()
+
+    def run(self, batch: Batch) -> None:
         """See ``TokenGenerator.run``."""
         if self._generator is None:
             raise GenerationFailed("The model was freed.")
-        step = _Step(task, end_token_ids=frozenset(self._end_token_ids))
+        # The longest prompt first: then the last row of a batch produces in every step (see _Steps).
+        rows = sorted(batch.rows, key=lambda row: len(row.context), reverse=True)
+        request = rows[0].request
         try:
             self._generator.generate_batch(
-                [[self._vocabulary[token] for token in task.prompt]],
-                max_length=task.limit,
+                [[self._vocabulary[token] for token in row.context] for row in rows],
+                max_length=max(row.remaining for row in rows),
                 include_prompt_in_result=False,
                 end_token=self._end_token_ids,
-                callback=step,
-                **sampling_options(task),
+                callback=_Steps(batch, rows=rows, end_token_ids=frozenset(self._end_token_ids), decode=self.decode),
+                return_scores=request.top_logprobs is not None,
+                return_logits_vocab=bool(request.top_logprobs),
+                **sampling_options(request),
             )
         except (RuntimeError, ValueError) as error:
+            if "out of memory" in str(error).lower():
+                raise OutOfMemory(str(error)) from error
             raise GenerationFailed(f"CTranslate2 failed: {error}") from error
-        return "stop" if step.ended else "length"
 
     def close(self) -> None:
         """See ``TokenGenerator.close``. Must happen before the interpreter exits."""
         self._generator = None
 
 
-class _Step:
-    """CTranslate2's callback: passes tokens on, and answers True to stop."""
+class _Steps:
+    """CTranslate2's callback: passes each row's token on, and answers True to take the row out.
 
-    def __init__(self, task: GenerationTask, *, end_token_ids: frozenset[int]) -> None:
-        self._task = task
+    Within a step CTranslate2 calls it in the order of the rows, for those past their prompt. As the
+    shortest prompt is last, the last row of those that are left is called in every step, so that
+    ``on_step`` after it announces the step as soon as it is complete.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        rows: Sequence[Row],
+        end_token_ids: frozenset[int],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        self._rows = rows
+        self._live = list(range(len(rows)))
+        self._on_step = batch.on_step
+        self._interrupted = batch.interrupted
         self._end_token_ids = end_token_ids
-        self.ended = False
+        self._decode = decode
 
     def __call__(self, result: Any) -> bool:
-        if self._task.stopped.is_set():
-            return True
-        if result.token_id in self._end_token_ids:
-            self.ended = True
-            return True
-        self._task.on_token(result.token_id)
-        return False
+        index, token = result.batch_id, result.token_id
+        row = self._rows[index]
+        completes_step = index == self._live[-1]
+        if self._interrupted.is_set():
+            ended = True
+        elif token in self._end_token_ids:
+            row.finish("stop")
+            ended = True
+        else:
+            ended = row.deliver(token, self._probability(result, row.request.top_logprobs))
+        if ended:
+            self._live.remove(index)
+        if completes_step:
+            self._on_step()
+        return ended
+
+    def _probability(self, result: Any, count: int | None) -> TokenProbability | None:
+        if count is None:
+            return None
+        top: tuple[tuple[str, float], ...] = ()
+        if count:
+            # Rows that want alternatives are alone in their batch, so this is the one row's.
+            logits = np.array(result.logits.to(ctranslate2.DataType.float32), dtype=np.float32).reshape(-1)
+            logprobs = logits - logits.max()
+            logprobs -= np.log(np.exp(logprobs).sum())
+            best = np.argpartition(logprobs, -count)[-count:]
+            best = best[np.argsort(-logprobs[best], kind="stable")]
+            top = tuple((self._decode((int(token),)), float(logprobs[token])) for token in best)
+        return TokenProbability(
+            token_id=result.token_id, token=self._decode((result.token_id,)), logprob=result.log_prob, top=top
+        )
 
 
-def sampling_options(task: GenerationTask) -> dict[str, Any]:
+def sampling_options(request: GenerationRequest) -> dict[str, Any]:
     """CTranslate2's sampling arguments. Its own default is greedy whatever the temperature."""
-    request = task.request
     if request.temperature == 0:
         return {"sampling_topk": 1, "repetition_penalty": request.repetition_penalty}
     return {

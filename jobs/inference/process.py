@@ -1,9 +1,11 @@
 """The engine process: ``python -m jobs.inference.process --config FILE``.
 
-Guarantees: it serves only models whose files were verified, listens only when all are loaded, and
-on SIGTERM or SIGINT stops accepting, cancels what runs, delivers the last chunks and frees the
-models before the interpreter exits (CTranslate2 can abort otherwise). Exit status: 0 stopped,
-2 bad configuration, 3 a model was refused, 4 the socket is in use. Restarting is the supervisor's.
+Guarantees: it serves only models whose files were verified, listens only when the default model and
+the pinned ones are loaded (others are loaded by the first request that names them; ``catalog_scheduler``
+says how the file may change), and on SIGTERM or SIGINT stops accepting, cancels what runs, delivers the
+last chunks and frees the models before the interpreter exits (CTranslate2 can abort otherwise). Exit
+status: 0 stopped, 2 bad configuration, 3 a model was refused, 4 the socket is in use. Restarting is the
+supervisor's.
 """
 
 from __future__ import annotations
@@ -20,17 +22,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.inference.configuration import (
-    ConfigurationError,
-    EngineConfiguration,
-    ModelEntry,
-    read_configuration,
-)
-from jobs.inference.ctranslate2_engine import choose_placement, load_generator
-from jobs.inference.generator import ModelLoadError, TokenGenerator
-from jobs.inference.scheduler import Scheduler
-from jobs.inference.scripted import ScriptedGenerator
+from jobs.inference.catalog_scheduler import CatalogScheduler
+from jobs.inference.configuration import ConfigurationError, EngineConfiguration, read_configuration
+from jobs.inference.engine import EngineUnavailable
+from jobs.inference.generator import ModelLoadError
+from jobs.inference.placement import choose_placement
 from jobs.inference.server import EngineServer, SocketInUse, bind_socket
+from jobs.inference.sources import ConfiguredModels
 
 logger = logging.getLogger("jobs.inference.process")
 
@@ -45,14 +43,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fabstir Host: the inference engine process.")
     parser.add_argument("--config", type=Path, required=True, help="JSON file, see configuration.py")
     arguments = parser.parse_args()
+    # A computing thread that has a token must not wait 5 ms (the default) while a prompt is being rendered.
+    sys.setswitchinterval(0.001)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     try:
         configuration = read_configuration(arguments.config)
         with _sole_owner(configuration.socket):
-            asyncio.run(_serve(configuration))
+            asyncio.run(_serve(configuration, path=arguments.config))
     except ConfigurationError as error:
         return _refused(error, status=EXIT_BAD_CONFIGURATION)
-    except ModelLoadError as error:
+    except (ModelLoadError, EngineUnavailable) as error:
         return _refused(error, status=EXIT_MODEL_REFUSED)
     except SocketInUse as error:
         return _refused(error, status=EXIT_SOCKET_IN_USE)
@@ -61,20 +61,37 @@ def main() -> int:
     return 0
 
 
-async def _serve(configuration: EngineConfiguration) -> None:
+async def _serve(configuration: EngineConfiguration, *, path: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    scheduler = Scheduler(await asyncio.to_thread(_load, configuration), queue_size=configuration.queue_size)
+    placement = choose_placement(
+        device=configuration.device,
+        device_indexes=configuration.device_indexes,
+        compute_type=configuration.compute_type,
+        replicas=configuration.replicas,
+        threads=configuration.threads,
+        batch_rows=configuration.batch_rows,
+    )
+    computed = placement.device == "cpu" and any(model.script is None for model in configuration.models)
+    scheduler = CatalogScheduler(
+        ConfiguredModels(path, placement=placement),
+        queue_size=configuration.queue_size,
+        # On the CPU all models share the cores.
+        slots=placement.replicas if computed else None,
+        memory_limit=None if configuration.memory_mb is None else configuration.memory_mb * 10**6,
+        idle_seconds=configuration.idle_seconds,
+    )
     try:
+        await scheduler.start()
         if not stop.is_set():
             await _listen(configuration, scheduler=scheduler, stop=stop)
     finally:
         await scheduler.close()
 
 
-async def _listen(configuration: EngineConfiguration, *, scheduler: Scheduler, stop: asyncio.Event) -> None:
+async def _listen(configuration: EngineConfiguration, *, scheduler: CatalogScheduler, stop: asyncio.Event) -> None:
     server = EngineServer(scheduler)
     bound = bind_socket(configuration.socket)
     try:
@@ -87,28 +104,6 @@ async def _listen(configuration: EngineConfiguration, *, scheduler: Scheduler, s
         await server.close(patience=DRAIN_SECONDS)
     finally:
         configuration.socket.unlink(missing_ok=True)
-
-
-def _load(configuration: EngineConfiguration) -> list[TokenGenerator]:
-    """Load all models, or free those that were loaded and raise ``ModelLoadError``."""
-    loaded: list[TokenGenerator] = []
-    try:
-        for model in configuration.models:
-            loaded.append(_load_one(configuration, model=model))
-            logger.info("loaded %s", loaded[-1].loaded)
-    except ModelLoadError:
-        for generator in loaded:
-            generator.close()
-        raise
-    return loaded
-
-
-def _load_one(configuration: EngineConfiguration, *, model: ModelEntry) -> TokenGenerator:
-    if model.script is not None:
-        return ScriptedGenerator(model.id, script=model.script)
-    placement = choose_placement(device=configuration.device, compute_type=configuration.compute_type)
-    logger.info("verifying and loading %s from %s", model.id, model.path)
-    return load_generator(model.path, model_id=model.id, placement=placement)
 
 
 @contextlib.contextmanager

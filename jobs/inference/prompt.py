@@ -133,7 +133,14 @@ class PromptTemplate:
         Raises ``RequestRefused``.
         """
         shield = _Shield(self._control_tokens)
-        rendered = self.render([shield.cover(message) for message in messages])
+        return self._ids(shield, self.render([shield.cover(message) for message in messages]))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of ``text`` without the template; control tokens written in it are plain text."""
+        shield = _Shield(self._control_tokens)
+        return self._ids(shield, shield.cover(ChatMessage(role="user", content=text)).content)
+
+    def _ids(self, shield: _Shield, rendered: str) -> tuple[int, ...]:
         ids: list[int] = []
         for piece in shield.pieces(rendered):
             if isinstance(piece, str):

@@ -11,21 +11,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jobs.inference.detokenizer import Detokenizer, Utf8Detokenizer
 from jobs.inference.engine import (
     ChatMessage,
+    EngineBusy,
     EngineError,
+    EngineStatus,
     FinishReason,
     GenerationFailed,
     GenerationRequest,
     LoadedModel,
     ModelNotLoaded,
+    ModelStatus,
+    TextToTokenize,
     TokenChunk,
+    TokenProbability,
 )
-from jobs.inference.generator import GenerationTask
+from jobs.inference.generator import Batch, Row
 
+_HOLD_POLL_SECONDS = 0.002
 DEFAULT_TEXT = "The quick brown fox — jumps over 👩‍👩‍👧 and 日本語. "
 
 
@@ -34,7 +39,7 @@ class Script:
     """What a ``ScriptedGenerator`` does.
 
     It says ``text`` again and again, one UTF-8 byte per token, for ``tokens`` tokens or the
-    request's limit, whichever comes first; ``tokens`` None means always to the limit.
+    request's limit, whichever comes first; ``tokens`` None means always to the limit. ``batch_rows`` rows run together.
     ``hold_after`` n waits after n tokens until the request is stopped, ``fail_after`` n fails there,
     ``seconds_per_token`` paces. A prompt has one token per UTF-8 byte of its contents.
     """
@@ -43,14 +48,19 @@ class Script:
     tokens: int | None = None
     context_length: int = 2048
     replicas: int = 2
+    batch_rows: int = 8
     hold_after: int | None = None
     fail_after: int | None = None
     seconds_per_token: float = 0.0
 
+    def id_at(self, position: int) -> int:
+        """The token id at ``position``."""
+        data = self.text.encode()
+        return data[position % len(data)]
+
     def ids(self, count: int) -> tuple[int, ...]:
         """The first ``count`` token ids."""
-        data = self.text.encode()
-        return tuple(data[number % len(data)] for number in range(count))
+        return tuple(map(self.id_at, range(count)))
 
 
 class ScriptedGenerator:
@@ -65,6 +75,7 @@ class ScriptedGenerator:
             device="cpu",
             compute_type="scripted",
             replicas=script.replicas,
+            batch_rows=script.batch_rows,
         )
 
     @property
@@ -76,23 +87,55 @@ class ScriptedGenerator:
         """See ``TokenGenerator.encode``."""
         return tuple("".join(message.content for message in messages).encode())
 
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """See ``TokenGenerator.encode_text``."""
+        return tuple(text.encode())
+
     def detokenizer(self) -> Detokenizer:
         """See ``TokenGenerator.detokenizer``."""
         return Utf8Detokenizer(lambda token: bytes((token,)))
 
-    def run(self, task: GenerationTask) -> Literal["stop", "length"]:
-        """See ``TokenGenerator.run``."""
-        script = self._script
-        count = task.limit if script.tokens is None else min(script.tokens, task.limit)
-        for number, token in enumerate(script.ids(count)):
-            if number == script.fail_after:
-                raise GenerationFailed(f"The script fails after {number} tokens.")
-            if number == script.hold_after:
-                task.stopped.wait()
-            if task.stopped.is_set() or (script.seconds_per_token and task.stopped.wait(script.seconds_per_token)):
-                break
-            task.on_token(token)
-        return "length" if count == task.limit else "stop"
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See ``TokenGenerator.decode``."""
+        return bytes(token_ids).decode(errors="replace")
+
+    def run(self, batch: Batch) -> None:
+        """See ``TokenGenerator.run``: one token per row and step; a row that is held misses steps."""
+        live = list(batch.rows)
+        while live and not batch.interrupted.is_set():
+            if self._script.seconds_per_token:
+                batch.interrupted.wait(self._script.seconds_per_token)
+            held = [row for row in live if self._is_held(row)]
+            live = held + [row for row in live if row not in held and not self._advance(row)]
+            batch.on_step()
+            if len(live) == len(held) > 0:
+                batch.interrupted.wait(_HOLD_POLL_SECONDS)
+
+    def _is_held(self, row: Row) -> bool:
+        return row.produced == self._script.hold_after and not row.stopped.is_set()
+
+    def _advance(self, row: Row) -> bool:
+        """One token; True if the row has left."""
+        script, position = self._script, row.produced
+        if row.stopped.is_set():
+            return True
+        if position == script.fail_after:
+            raise GenerationFailed(f"The script fails after {position} tokens.")
+        if position != script.tokens:
+            token = script.id_at(position)
+            count = row.request.top_logprobs
+            if row.deliver(token, None if count is None else self._probability(token, count=count)):
+                return True
+        if row.produced == script.tokens:
+            row.finish("stop")
+            return True
+        return False
+
+    @staticmethod
+    def _probability(token: int, *, count: int) -> TokenProbability:
+        """Its own token at probability 1, then ``count`` - 1 made up ones."""
+        top = tuple((chr(97 + rank), -float(rank)) for rank in range(count))
+        return TokenProbability(token_id=token, token=chr(token), logprob=0.0, top=top)
 
     def close(self) -> None:
         """See ``TokenGenerator.close``."""
@@ -170,9 +213,27 @@ class ScriptedEngine:
         if request_id in self._stops:
             self._stops[request_id].set()
 
+    def busy(self) -> EngineBusy | None:
+        """See ``Engine.busy``."""
+        return None
+
     async def models(self) -> tuple[LoadedModel, ...]:
         """See ``Engine.models``."""
         return (self._model,)
+
+    async def status(self) -> EngineStatus:
+        """See ``Engine.status``."""
+        return EngineStatus(
+            models=(ModelStatus(model=self._model.model, state="loaded", running=len(self._stops)),),
+        )
+
+    async def tokenize(self, text: TextToTokenize) -> tuple[int, ...]:
+        """See ``Engine.tokenize``: one id per UTF-8 byte."""
+        return tuple((text.prompt or "".join(message.content for message in text.messages)).encode())
+
+    async def detokenize(self, *, model: str, token_ids: tuple[int, ...]) -> str:
+        """See ``Engine.detokenize``."""
+        return bytes(token_ids).decode(errors="replace")
 
     async def _play(self, reply: ScriptedReply, *, stopped: asyncio.Event, limit: int) -> AsyncIterator[TokenChunk]:
         sequence = produced = 0

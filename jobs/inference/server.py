@@ -8,20 +8,22 @@ connection is closed. Loads no models and handles no signals (``process`` does).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jobs.inference import frames
-from jobs.inference.engine import Engine, EngineError, GenerationFailed, GenerationRequest
+from jobs.inference.catalog_scheduler import CatalogScheduler
+from jobs.inference.engine import EngineBusy, EngineError, GenerationFailed, GenerationRequest, RequestRefused
+from jobs.inference.generation import Generation
 
 logger = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH_BYTES = 107
+_MOST_BUFFERED_BYTES = 64 * 1024
 
 
 class SocketInUse(Exception):
@@ -51,12 +53,13 @@ def bind_socket(path: Path) -> socket.socket:
 
 
 class EngineServer:
-    """Serves one ``Engine`` on one bound socket."""
+    """Serves one scheduler on one bound socket."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: CatalogScheduler) -> None:
         self._engine = engine
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+        engine.watch_room(self._tell_room)
 
     async def start(self, bound: socket.socket) -> None:
         """Begin to accept connections."""
@@ -69,28 +72,48 @@ class EngineServer:
 
     async def close(self, *, patience: float) -> None:
         """Wait up to ``patience`` seconds until all streams have ended, then close all connections."""
-        tasks = [task for connection in self._connections for task in connection.tasks]
-        if tasks:
-            await asyncio.wait(tasks, timeout=patience)
-        await asyncio.gather(*(connection.close(patience=patience) for connection in self._connections))
+        connections = list(self._connections)
+        try:
+            async with asyncio.timeout(patience):
+                await asyncio.gather(*(connection.finish() for connection in connections))
+        except TimeoutError:
+            logger.warning("closing connections whose clients do not read")
+        await asyncio.gather(*(connection.close(patience=patience) for connection in connections))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self._engine, reader=reader, writer=writer)
         self._connections.add(connection)
+        if (busy := self._engine.busy()) is not None:
+            connection.tell_room(busy)
         try:
             await connection.serve()
         finally:
             self._connections.discard(connection)
 
+    def _tell_room(self, busy: EngineBusy | None) -> None:
+        for connection in self._connections:
+            connection.tell_room(busy)
+
 
 class _Connection:
-    """One client: reads its frames, runs one task per request."""
+    """One client: reads its frames, runs its requests, and writes what they produce.
 
-    def __init__(self, engine: Engine, *, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    What all requests of the connection produced in one step leaves in one frame. While the client
+    does not read, nothing is written: tokens pile up in the generations (which their own
+    ``max_tokens`` bounds) and leave as fewer, larger chunks afterwards.
+    """
+
+    def __init__(self, engine: CatalogScheduler, *, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._engine = engine
         self._reader = reader
         self._writer = writer
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._generations: dict[int, Generation] = {}
+        self._changed: dict[int, Generation] = {}
+        self._flushing: asyncio.Handle | None = None
+        self._blocked: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_done = asyncio.Event()
 
     async def serve(self) -> None:
         """Handle frames until the client goes away; then stop all that it asked for."""
@@ -100,16 +123,33 @@ class _Connection:
         except frames.FrameError as error:
             logger.warning("closing a client connection: %s", error)
         finally:
-            for task in self.tasks:
+            for generation in self._generations.values():
+                self._engine.release(generation)
+            self._generations.clear()
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._writer.close()
+
+    def tell_room(self, busy: EngineBusy | None) -> None:
+        """Tell the client whether any request of its would be refused now."""
+        # Who does not read is told when it reads again: what waits for it must not grow.
+        if not self._writer.transport.is_closing() and self._blocked is None:
+            self._writer.write(frames.pack_room(busy))
+            self._wait_if_unread()
+
+    async def finish(self) -> None:
+        """Wait until every request has been answered to its end."""
+        while self._generations or self._tasks:
+            self._all_done.clear()
+            await self._all_done.wait()
 
     async def close(self, *, patience: float) -> None:
         """Send what is buffered and close; give up on a client that does not read."""
+        answered = not self._generations and not self._tasks
         self._writer.close()
         try:
-            async with asyncio.timeout(0 if self.tasks else patience):
+            async with asyncio.timeout(patience if answered else 0):
                 await self._writer.wait_closed()
         except (TimeoutError, ConnectionError):
             self._writer.transport.abort()
@@ -117,37 +157,132 @@ class _Connection:
     async def _handle(self, frame: frames.Frame) -> None:
         operation = frame["op"]
         if operation == "generate":
-            self._start(self._stream(int(frame["id"]), frames.request_of(frame)))
+            self._open(int(frame["id"]), frames.request_of(frame))
         elif operation == "cancel":
             await self._engine.cancel(str(frame.get("request_id")))
-        elif operation == "models":
-            self._writer.write(frames.pack_models(int(frame["id"]), await self._engine.models()))
+        elif operation in self._answers:
+            self._start(self._answer(operation, frame))
         else:
             raise frames.FrameError(f"The operation {operation!r} is unknown.")
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def _stream(self, stream: int, request: GenerationRequest) -> None:
-        """One request from its first to its last frame. Process boundary: any failure is answered."""
+    def _open(self, number: int, request: GenerationRequest) -> None:
         try:
-            await self._send_chunks(stream, request)
-        except ConnectionError:
-            logger.info("a client went away during request %s", request.request_id)
+            generation = self._engine.open(request, notify=lambda: self._mark(number))
         except EngineError as error:
-            self._writer.write(frames.pack_error(stream, error))
-        except Exception as error:
-            logger.exception("request %s failed", request.request_id)
-            failure = GenerationFailed(f"The engine failed: {type(error).__name__}.")
-            self._writer.write(frames.pack_error(stream, failure))
+            self._writer.write(frames.pack_error(number, error))
+        else:
+            self._generations[number] = generation
 
-    async def _send_chunks(self, stream: int, request: GenerationRequest) -> None:
-        async with contextlib.aclosing(self._engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                self._writer.write(frames.pack_chunk(stream, chunk))
-                await self._writer.drain()
+    def _mark(self, number: int) -> None:
+        """A generation may have something to tell: write it with that of the others of this moment."""
+        generation = self._generations.get(number)
+        if generation is not None:
+            self._changed[number] = generation
+            if self._flushing is None and self._blocked is None:
+                self._flushing = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = None
+        if self._writer.transport.is_closing():
+            return
+        chunks = []
+        ended = []
+        for number, generation in self._changed.items():
+            chunk = generation.take()
+            if chunk is not None:
+                chunks.append((number, chunk))
+            if generation.is_over:
+                ended.append((number, generation))
+        self._changed.clear()
+        if chunks:
+            self._writer.write(frames.pack_chunks(chunks))
+        for number, generation in ended:
+            if generation.failure is not None:
+                self._writer.write(frames.pack_error(number, generation.failure))
+            del self._generations[number]
+            self._engine.release(generation)
+        self._tell_if_done()
+        self._wait_if_unread()
+
+    def _wait_if_unread(self) -> None:
+        if self._blocked is None and self._writer.transport.get_write_buffer_size() > _MOST_BUFFERED_BYTES:
+            self._blocked = self._start(self._wait_for_reader())
+
+    async def _wait_for_reader(self) -> None:
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            return  # serve() sees the end of the connection, too
+        finally:
+            self._blocked = None
+        self.tell_room(self._engine.busy())
+        if self._changed and self._flushing is None:
+            self._flush()
+
+    async def _answer(self, operation: str, frame: frames.Frame) -> None:
+        """A question with one frame as its answer. Process boundary: any failure is answered."""
+        number = int(frame["id"])
+        try:
+            self._writer.write(await self._answers[operation](self, number, frame))
+        except EngineError as error:
+            self._writer.write(frames.pack_error(number, error))
+        except frames.FrameError as error:
+            self._writer.write(frames.pack_error(number, RequestRefused(str(error))))
+        except Exception as error:
+            logger.exception("the operation %s failed", operation)
+            failure = GenerationFailed(f"The engine failed: {type(error).__name__}.")
+            self._writer.write(frames.pack_error(number, failure))
+
+    async def _models(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_models(number, await self._engine.models())
+
+    async def _status(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_status(number, await self._engine.status())
+
+    async def _tokenize(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_token_ids(number, await self._engine.tokenize(frames.text_to_tokenize_of(frame)))
+
+    async def _detokenize(self, number: int, frame: frames.Frame) -> bytes:
+        model, token_ids = frames.ids_to_detokenize_of(frame)
+        return frames.pack_text(number, await self._engine.detokenize(model=model, token_ids=token_ids))
+
+    async def _load(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_models(number, (await self._engine.load(str(frame.get("model"))),))
+
+    async def _unload(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_models(number, (await self._engine.unload(str(frame.get("model"))),))
+
+    async def _pin(self, number: int, frame: frames.Frame) -> bytes:
+        pinned = frame.get("pinned") is True
+        return frames.pack_models(number, (await self._engine.pin(str(frame.get("model")), pinned=pinned),))
+
+    async def _refresh(self, number: int, frame: frames.Frame) -> bytes:
+        return frames.pack_models(number, await self._engine.refresh())
+
+    _answers: ClassVar = {
+        "models": _models,
+        "status": _status,
+        "tokenize": _tokenize,
+        "detokenize": _detokenize,
+        "load": _load,
+        "unload": _unload,
+        "pin": _pin,
+        "refresh": _refresh,
+    }
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._tell_if_done()
+
+    def _tell_if_done(self) -> None:
+        if not self._generations and not self._tasks:
+            self._all_done.set()
 
 
 def _answers(path: Path) -> bool:

@@ -9,6 +9,7 @@ from django.db import DatabaseError
 
 from fabstir_site.provisioning import prepare
 from jobs.engine_config import NothingToServe
+from jobs.inference.engine import EngineUnavailable
 from nodes.model_manifest import ModelError
 from settlement.chain.client import ChainUnavailable, NodeRefused
 from settlement.chain.deployment import DeploymentError
@@ -20,6 +21,7 @@ from settlement.registration import RegistrationFailed
 _REFUSALS = (
     ModelError,
     NothingToServe,
+    EngineUnavailable,
     ChainUnavailable,
     NodeRefused,
     DeploymentError,
