@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run demo test server-test lint bench contracts clean
+.PHONY: help run demo test server-test lint bench faults contracts clean
 
 help:
 	@echo "make run        set up and start a node with a real model on a real local chain"
@@ -12,6 +12,7 @@ help:
 	@echo "make test       set up and run the tests"
 	@echo "make lint       format check, lint, types, import contracts, migrations check"
 	@echo "make bench      measure start, memory, streaming and settlement; JSON and a table"
+	@echo "make faults     kill the worker at every commit and every RPC, 20 times each; writes docs/faults.md"
 	@echo "make contracts  compile the contracts and derive the bindings"
 
 $(VENV)/run.stamp: requirements.txt constraints.txt
@@ -32,7 +33,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/python manage.py demo
 
 test: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest -m "not server and not browser" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not server and not browser" $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
@@ -43,6 +44,11 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.benchmarks
+
+faults: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.faults matrix --repeats 20
+	@$(BIN)/python -m tests.faults race
+	@$(BIN)/python -m tests.faults report
 
 contracts: $(VENV)/run.stamp
 	@$(BIN)/python -m settlement.contracts.compile

@@ -10,7 +10,8 @@ from typing import Any
 
 from django.utils import timezone
 
-from jobs.models import DeliveryPath, InferenceRequest, RequestState, Session, TokenUsage
+from jobs import api_keys
+from jobs.models import ApiKey, DeliveryPath, InferenceRequest, RequestState, Session, TokenUsage
 from nodes.models import Host, ServedModel
 from settlement.models import (
     Attempt,
@@ -23,9 +24,12 @@ from settlement.models import (
     Earning,
     EarningKind,
     Receipt,
+    Sender,
     Transaction,
     TransactionKind,
     TransactionState,
+    Withdrawal,
+    WithdrawalState,
 )
 
 CHAIN_ID = 31337
@@ -189,6 +193,7 @@ def _add_attempts(transaction: Transaction) -> None:
     for number, state in enumerate(states):
         attempt = Attempt.objects.create(
             transaction=transaction,
+            nonce=transaction.nonce,
             hash=new_hash(),
             raw="0x02" + "f8" * 120,
             gas_limit=250_000,
@@ -294,6 +299,21 @@ def _add_earnings(checkpoint: Checkpoint) -> None:
         )
 
 
+def make_withdrawal(*, state: WithdrawalState = WithdrawalState.REQUESTED, **fields: Any) -> Withdrawal:
+    """A withdrawal of all USDC; a final one with its transaction."""
+    values: dict[str, Any] = {
+        "deployment": DEPLOYMENT,
+        "tokens": [USDC],
+        "request_key": f"test:{next(_numbers)}",
+        "requested_by": "somebody",
+        "finished_at": timezone.now() if state == WithdrawalState.FINAL else None,
+    }
+    if state in (WithdrawalState.SENT, WithdrawalState.FINAL):
+        mined = TransactionState.FINAL if state == WithdrawalState.FINAL else TransactionState.SENT
+        values["transaction"] = make_transaction(state=mined, kind=TransactionKind.WITHDRAW)
+    return Withdrawal.objects.create(state=state, **{**values, **fields})
+
+
 def make_world(*, sessions: int = 1) -> list[Session]:
     """Contracts, host, model and cursor once, and sessions with a checkpoint in each of several states."""
     if not ContractDeployment.objects.exists():
@@ -301,6 +321,9 @@ def make_world(*, sessions: int = 1) -> list[Session]:
         make_host()
         make_served_model()
         make_cursor()
+        make_withdrawal(state=WithdrawalState.FINAL)
+        Sender.objects.create(chain_id=31337, address="0x" + "5e" * 20)
+        api_keys.issue(ApiKey(name="words of a customer"))
     return [make_settled_session() for _ in range(sessions)]
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from jobs.inference.ctranslate2_engine import choose_placement, create_generator
 from jobs.inference.engine import ChatMessage
+from jobs.inference.placement import choose_placement, create_generator
 from jobs.inference.prompt import PromptTemplate
 from nodes.model_manifest import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, read_manifest, read_vocabulary
 

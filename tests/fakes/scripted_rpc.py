@@ -2,7 +2,8 @@
 
 Each method has a list of steps; every request uses up one and the last one stays. A step is a JSON
 value, a function of the parameters, a ``NodeError`` (a JSON-RPC error) or ``AWAY`` (the connection
-is cut without an answer). Without a script it is an empty chain that accepts every transaction.
+is cut without an answer, of a whole batch if it is in one). Without a script it is an empty chain that
+accepts every transaction. ``batches`` tells whether it takes several requests at once.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def block(number: int = 1, *, base_fee: int = 10**9, branch: int = 0) -> dict[st
         "hash": block_hash(number, branch=branch),
         "timestamp": hex(1_800_000_000 + number),
         "baseFeePerGas": hex(base_fee),
+        "transactions": [],
     }
 
 
@@ -69,7 +71,8 @@ def receipt(tx_hash: str, *, number: int = 1, status: int = 1, branch: int = 0) 
 class ScriptedRpc:
     """Serves until the ``with`` block ends. ``calls`` holds every request as (method, parameters)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, batches: bool = True) -> None:
+        self.batches = batches
         self.calls: list[tuple[str, list[Any]]] = []
         self._lock = threading.Lock()
         self._script: dict[str, deque[Any]] = {}
@@ -116,23 +119,37 @@ class ScriptedRpc:
                 return NodeError(f"the method {method} does not exist", -32601)
             return steps.popleft() if len(steps) > 1 else steps[0]
 
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | _Away:
+        step = self._next(request["method"], request["params"])
+        if callable(step):
+            step = step(request["params"])
+        if isinstance(step, _Away):
+            return step
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": request["id"]}
+        if isinstance(step, NodeError):
+            answer["error"] = {"code": step.code, "message": step.message}
+            if step.data is not None:
+                answer["error"]["data"] = step.data
+        else:
+            answer["result"] = step
+        return answer
+
+    def _answers(self, asked: Any) -> Any:
+        """To one request or to a batch; ``AWAY`` if any of them meets it."""
+        if not isinstance(asked, list):
+            return self._answer(asked)
+        if not self.batches:
+            return {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "batches are not supported"}}
+        answers = [self._answer(request) for request in asked]
+        return AWAY if any(answer is AWAY for answer in answers) else answers
+
     def _handler(peer) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - self is the handler's
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                step = peer._next(request["method"], request["params"])
-                if callable(step):
-                    step = step(request["params"])
-                if step is AWAY:
+                answer = peer._answers(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                if answer is AWAY:
                     self.close_connection = True
                     return
-                answer: dict[str, Any] = {"jsonrpc": "2.0", "id": request["id"]}
-                if isinstance(step, NodeError):
-                    answer["error"] = {"code": step.code, "message": step.message}
-                    if step.data is not None:
-                        answer["error"]["data"] = step.data
-                else:
-                    answer["result"] = step
                 body = json.dumps(answer).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +27,20 @@ class Answer:
 class Exchange:
     """One HTTP request on its way. ``drop`` is what the application sees when the client goes away."""
 
-    def __init__(self, application: Any, *, path: str, method: str, body: bytes, content_type: str) -> None:
-        headers = [(b"host", b"testserver"), (b"content-length", str(len(body)).encode())]
+    def __init__(
+        self,
+        application: Any,
+        *,
+        path: str,
+        method: str,
+        body: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        sent = {"host": "testserver", "content-length": str(len(body)), **(headers or {})}
+        raw_headers = [(name.lower().encode(), value.encode()) for name, value in sent.items()]
         if content_type:
-            headers.append((b"content-type", content_type.encode()))
+            raw_headers.append((b"content-type", content_type.encode()))
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -38,7 +49,7 @@ class Exchange:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": headers,
+            "headers": raw_headers,
             "client": ["127.0.0.1", 40000],
             "server": ["testserver", 80],
         }
@@ -91,8 +102,9 @@ def sse_events(raw: bytes) -> list[dict[str, Any]]:
 class Socket:
     """One WebSocket. ``ask`` sends a message and returns the frames that answer it."""
 
-    def __init__(self, application: Any) -> None:
-        self._communicator = WebsocketCommunicator(application, "/v1/ws")
+    def __init__(self, application: Any, *, path: str = "/v1/ws", headers: Mapping[str, str] | None = None) -> None:
+        raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        self._communicator = WebsocketCommunicator(application, path, headers=raw_headers)
 
     async def __aenter__(self) -> Socket:
         connected, _ = await self._communicator.connect(timeout=PATIENCE_SECONDS)
@@ -108,6 +120,12 @@ class Socket:
         if not self._communicator.future.done():
             await self._communicator.disconnect(code=1006, timeout=PATIENCE_SECONDS)
 
+    async def refused(self) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Connect where that is not allowed: the error, the end that follows it, and the close code."""
+        connected, _ = await self._communicator.connect(timeout=PATIENCE_SECONDS)
+        assert connected
+        return await self.frame(), await self.frame(), await self.closed_with()
+
     async def send(self, message: Any) -> None:
         if isinstance(message, bytes):
             await self._communicator.send_to(bytes_data=message)
@@ -118,10 +136,21 @@ class Socket:
     async def frame(self) -> dict[str, Any]:
         return json.loads(await self._communicator.receive_from(PATIENCE_SECONDS))
 
+    def waiting(self) -> int:
+        """Frames that were sent and not read yet."""
+        return int(self._communicator.output_queue.qsize())
+
     async def closed_with(self) -> int:
         message = await self._communicator.receive_output(PATIENCE_SECONDS)
         assert message["type"] == "websocket.close", message
         return int(message["code"])
+
+    async def until_closed(self) -> tuple[list[dict[str, Any]], int]:
+        """Everything until the application closes the socket, and its code."""
+        frames = []
+        while (message := await self._communicator.receive_output(PATIENCE_SECONDS))["type"] == "websocket.send":
+            frames.append(json.loads(message["text"]))
+        return frames, int(message["code"])
 
     async def until(self, *kinds: str) -> list[dict[str, Any]]:
         """Frames up to the first of one of ``kinds``."""

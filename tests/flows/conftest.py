@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from django.conf import LazySettings
 
-from fabstir_site.serving import SERVING
+from fabstir_site.serving import SERVING, SOCKETS
+from jobs.conversations import Conversations
 from jobs.inference.scripted import ScriptedEngine
+from jobs.kept_keys import KeptKeys
 from nodes.models import ServedModel
 from settlement.chain import local
 from settlement.chain.toolchain import fetch_anvil
@@ -57,7 +59,6 @@ def flow(
         chain_id=local.CHAIN_ID,
         embedded_chain=True,
         host_private_key=flow_world.key,
-        confirmations=1,
     )
     monkeypatch.setattr("django.utils.timezone.now", flow_world.clock.now)
     host_chain.cache_clear()
@@ -65,6 +66,10 @@ def flow(
     monkeypatch.setattr(SERVING, "engine", engine)
     monkeypatch.setattr(SERVING, "serve_unpaid", True)
     monkeypatch.setattr(SERVING, "max_completion_tokens", 32_768)
+    # Every test's chain counts its jobs from 1: what was said about job 1 of the last one is not of this one.
+    kept_seconds = settings.ENVIRONMENT.disconnect_grace_seconds
+    monkeypatch.setattr(SOCKETS, "conversations", Conversations(kept_seconds=kept_seconds))
+    monkeypatch.setattr(SOCKETS, "keys", KeptKeys(kept_seconds=kept_seconds))
     ServedModel.objects.create(
         id="scripted",
         aliases=["default", "tiny-vicuna", "tiny-vicuna-1b"],
@@ -87,5 +92,12 @@ def flow(
 @pytest.fixture
 def node_anvil(anvil_binary: Path) -> Iterator[str]:
     """A chain on the wall clock, for tests with real processes."""
+    with local.TemporaryAnvil(binary=anvil_binary) as anvil:
+        yield anvil.url
+
+
+@pytest.fixture(scope="module")
+def anvil_of_module(anvil_binary: Path) -> Iterator[str]:
+    """As ``node_anvil``, for all tests of a module."""
     with local.TemporaryAnvil(binary=anvil_binary) as anvil:
         yield anvil.url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,10 +18,9 @@ from jobs import sessions
 from jobs.inference.engine import Engine
 from jobs.inference.scripted import ScriptedEngine, ScriptedReply, reply_of
 from jobs.models import InferenceRequest, Session, TokenUsage
-from settlement import claims, closing, indexer
+from settlement import claims, closing, earnings, following, indexer, proving, sealing
 from settlement.host_chain import HostChain, host_chain
 from settlement.models import Checkpoint, Transaction
-from settlement.txmanager import broadcaster, confirmer
 from tests.chain.world import World
 from tests.flows.clients import PATIENCE_SECONDS, Answer, Exchange, Socket
 from tests.flows.world import FlowWorld
@@ -71,9 +70,19 @@ class Flow:
 
     # Clients ------------------------------------------------------------------------------------
 
-    def exchange(self, body: Any, *, path: str = "/v1/inference", method: str = "POST", kind: str = "") -> Exchange:
+    def exchange(
+        self,
+        body: Any,
+        *,
+        path: str = "/v1/inference",
+        method: str = "POST",
+        kind: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Exchange:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return Exchange(application, path=path, method=method, body=raw, content_type=kind or "application/json")
+        return Exchange(
+            application, path=path, method=method, body=raw, content_type=kind or "application/json", headers=headers
+        )
 
     def post(self, body: Any, **options: Any) -> Answer:
         async def play() -> Answer:
@@ -111,14 +120,14 @@ class Flow:
     def step(self) -> None:
         """What the worker's schedule does in one round."""
         chain = self.chain
-        claims.seal_due(chain)
-        claims.prove_due(chain)
+        sealing.seal_due(chain)
+        proving.prove_due(chain)
         claims.submit_due(chain)
-        if chain.signer is not None:
-            broadcaster.broadcast(chain.client, signer=chain.signer, max_fee_per_gas=chain.max_fee_per_gas)
-            confirmer.watch(chain.client, sender=chain.signer.address, confirmations=chain.confirmations)
-        claims.follow_transactions(chain)
-        closing.book_completion_gas(chain)
+        if chain.manager is not None:
+            chain.manager.broadcast()
+            chain.manager.watch()
+        following.follow_transactions(chain)
+        earnings.book_gas_due(chain)
         closing.close_due(chain)
         indexer.index_events(chain)
 

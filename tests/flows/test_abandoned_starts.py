@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
-from django.contrib.sessions.middleware import SessionMiddleware
 
-from jobs import completions, sessions
+from fabstir_site.request_ids import RequestIdMiddleware
+from fabstir_site.serving import SERVING
+from jobs import requests, sessions
 from jobs.models import InferenceRequest
 from tests.flows.flow import Flow, held_after, prompt_body
 
@@ -19,14 +21,14 @@ def test_a_client_gone_while_the_database_is_slow_leaves_closed_books(
 ):
     job_id = flow.world.open_usdc()
     flow.use(held_after(produced))
-    original, reached, released = completions._begin_request, threading.Event(), threading.Event()
+    original, reached, released = requests.begin, threading.Event(), threading.Event()
 
     def slow(*arguments, **named):
         reached.set()
         assert released.wait(10)
         return original(*arguments, **named)
 
-    monkeypatch.setattr(completions, "_begin_request", slow)
+    monkeypatch.setattr(requests, "begin", slow)
 
     async def play() -> None:
         exchange = await flow.exchange(prompt_body(500, job_id=job_id)).send()
@@ -43,6 +45,27 @@ def test_a_client_gone_while_the_database_is_slow_leaves_closed_books(
     assert request.state == "cancelled"
     assert flow.tracked(job_id) == request.completion_tokens <= produced
     assert flow.engine._stops == {}, "the engine still generates"
+
+
+def test_the_engine_is_told_how_many_prompts_are_on_their_way_behind_one(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    original = requests.begin
+
+    def once_both_are_there(*arguments, **named):
+        deadline = time.monotonic() + 10
+        while not flow.engine.requests and len(SERVING._beginning) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(requests, "begin", once_both_are_there)
+
+    async def play() -> None:
+        both = [await flow.exchange(prompt_body(2)).send() for _ in range(2)]
+        for exchange in both:
+            assert (await exchange.answer()).status == 200
+
+    flow.run(play())
+    assert [request.others_coming for request in flow.engine.requests] == [1, 0]
+    assert not SERVING._beginning
 
 
 def test_a_cancel_before_the_first_token_stops_the_prompt_it_means(flow: Flow):
@@ -101,19 +124,19 @@ def test_a_socket_lost_while_it_is_bound_to_its_session_stops_the_generation(
 def test_a_client_gone_before_its_stream_is_read_stops_the_generation(flow: Flow, monkeypatch: pytest.MonkeyPatch):
     job_id = flow.world.open_usdc()
     flow.use(held_after(5))
-    original, reached, released = SessionMiddleware.process_response, threading.Event(), threading.Event()
+    original, reached, released = RequestIdMiddleware.__call__, asyncio.Event(), asyncio.Event()
 
-    def slow(*arguments):
+    async def slow(self, request):
+        response = await original(self, request)
         reached.set()
-        assert released.wait(10)
-        return original(*arguments)
+        await released.wait()
+        return response
 
-    monkeypatch.setattr(SessionMiddleware, "process_response", slow)
+    monkeypatch.setattr(RequestIdMiddleware, "__call__", slow)
 
     async def play() -> None:
         exchange = await flow.exchange(prompt_body(500, job_id=job_id, stream=True)).send()
-        while not reached.is_set():
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(reached.wait(), timeout=10)
         dropping = asyncio.ensure_future(exchange.drop())
         await asyncio.sleep(0.01)
         released.set()

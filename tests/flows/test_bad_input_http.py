@@ -71,6 +71,15 @@ BODIES: list[tuple[str, Any, int, str]] = [
     ("a role with a lone surrogate",
      b'{"conversation_context":[{"role":"\\ud800","content":"x"}],"model":"scripted","prompt":"x","max_tokens":5}',
      400, "validation_error"),
+    ("a turn that is null", {**GOOD, "conversation_context": [None]}, 400, "validation_error"),
+    ("a temperature of 400 digits", {**GOOD, "temperature": 10**400}, 400, "validation_error"),
+    ("an unknown field", {**GOOD, "no_such_field": 1}, 400, "unsupported_parameter"),
+    ("a penalty", {**GOOD, "presence_penalty": 0.5}, 400, "unsupported_parameter"),
+    ("a seed", {**GOOD, "seed": 7}, 400, "unsupported_parameter"),
+    ("an image", {**GOOD, "images": [{"data": "", "format": "png"}]}, 400, "unsupported_parameter"),
+    ("an unknown way to think", {**GOOD, "thinking": "sideways"}, 400, "validation_error"),
+    ("17 stop strings", {**GOOD, "stop": ["x"] * 17}, 400, "validation_error"),
+    ("two jobs", {**GOOD, "job_id": 1, "jobId": 2}, 400, "validation_error"),
     ("10 MB", b'{"prompt": "' + b"x" * 10_000_000 + b'"}', 413, "payload_too_large"),
 ]  # fmt: skip
 
@@ -125,3 +134,26 @@ def test_an_unknown_address_is_a_404_in_json(flow: Flow):
 @pytest.mark.parametrize("path", ["//v1/inference", "/v1/v1/inference", "/v1//inference"])
 def test_addresses_as_clients_join_them_work(flow: Flow, path: str):
     assert flow.post(GOOD, path=path).status == 200
+
+
+def test_what_clients_of_the_network_send_by_themselves_is_accepted(flow: Flow):
+    """The SDK asks for a web search where a prompt says "today", whatever the host offers."""
+    sent = {"web_search": True, "max_searches": 5, "search_queries": ["news"], "chain_id": 31337, "thinking": "low"}
+    for fields in (sent, {"max_searches": 0, "search_queries": None, "images": [], "presence_penalty": 0}):
+        answer = flow.post({**GOOD, **fields})
+        assert answer.status == 200, answer.raw
+        assert answer.json["web_search_performed"] is False
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_in_the_headers_is_the_job_of_the_request(flow: Flow, stream: bool):
+    job_id = flow.world.open_usdc()
+    assert flow.post(prompt_body(9, stream=stream), headers={"X-Fabstir-Job": f"{job_id}n"}).status == 200
+    assert flow.tracked(job_id) == 9
+    refused = flow.post(prompt_body(9, stream=stream, job_id=job_id + 1), headers={"X-Fabstir-Job": str(job_id)})
+    assert (refused.status, refused.json["details"]["field"]) == (400, "job_id")
+
+
+def test_a_stop_string_of_the_network_contract_reaches_the_engine(flow: Flow):
+    flow.post({**GOOD, "stop": ["END", "\n\n"]})
+    assert flow.engine.requests[-1].stop == ("END", "\n\n")

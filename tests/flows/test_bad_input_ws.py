@@ -36,7 +36,7 @@ MESSAGES: list[tuple[str, Any, str]] = [
     ("an unknown type", {"type": "uploadVectors", "id": "bad"}, "validation_error"),
     ("a type that is a list", {"type": [], "id": "bad"}, "validation_error"),
     ("a type that is an object", {"type": {}, "id": "bad"}, "validation_error"),
-    ("an encrypted init", {"type": "encrypted_session_init", "id": "bad"}, "ENCRYPTION_NOT_SUPPORTED"),
+    ("an encrypted init", {"type": "encrypted_session_init", "id": "bad"}, "MISSING_PAYLOAD"),
     ("no request", {"type": "inference", "id": "bad"}, "validation_error"),
     ("a request that is a string", {"type": "inference", "id": "bad", "request": "x"}, "validation_error"),
     ("a prompt request that is a list", {"type": "prompt", "id": "bad", "request": [1]}, "validation_error"),

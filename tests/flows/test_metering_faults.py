@@ -6,7 +6,7 @@ import pytest
 from django.db import OperationalError
 
 from fabstir_site.serving import SERVING
-from jobs import completions, metering
+from jobs import metering, requests, sessions
 from jobs.models import InferenceRequest
 from nodes import catalog
 from tests.flows.flow import PATHS, Flow, prompt_body
@@ -35,7 +35,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_usage_is_recorded_once_the_database_is_back(flow: Flow, monkeypatch: pytest.MonkeyPatch, path: str):
     job_id = flow.world.open_usdc()
-    monkeypatch.setattr(metering, "record_usage", Flaky(metering.record_usage, 1, 2, 5))
+    monkeypatch.setattr(metering, "record_all", Flaky(metering.record_all, 1, 2, 5))
     assert flow.ask(path, tokens=57, job_id=job_id)["tokens_used"] == 57
     assert flow.tracked(job_id) == 57
 
@@ -46,9 +46,9 @@ def test_a_database_away_for_good_ends_the_answer_and_stops_the_engine(
     flow: Flow, monkeypatch: pytest.MonkeyPatch, path: str, whole: bool
 ):
     job_id = flow.world.open_usdc()
-    monkeypatch.setattr(metering, "record_usage", Flaky(metering.record_usage, always=True))
+    monkeypatch.setattr(metering, "record_all", Flaky(metering.record_all, always=True))
     if whole:
-        monkeypatch.setattr(completions, "_finish_request", Flaky(completions._finish_request, always=True))
+        monkeypatch.setattr(requests, "finish", Flaky(requests.finish, always=True))
     if path == "http_json":
         answer = flow.post(prompt_body(57, job_id=job_id))
         assert (answer.status, answer.json["error_type"]) == (503, "metering_unavailable")
@@ -70,8 +70,8 @@ def test_a_database_away_before_the_first_token_is_a_503(
 ):
     owner, name = {
         "catalog": (catalog, "resolve"),
-        "session": (completions.sessions, "open_unpaid_session"),
-        "request": (completions, "_begin_request"),
+        "session": (sessions, "open_unpaid_session"),
+        "request": (requests, "begin"),
     }[step]
     monkeypatch.setattr(owner, name, Flaky(getattr(owner, name), always=True))
     if path in ("http_json", "http_sse"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -54,9 +55,11 @@ class FlowWorld:
         local.rpc(self.url, "anvil_impersonateAccount", [address])
 
 
-def build_flow_world(url: str, *, folder: Path, chain_id: int = local.CHAIN_ID) -> FlowWorld:
+def build_flow_world(
+    url: str, *, folder: Path, chain_id: int = local.CHAIN_ID, build: Callable[[str], World] = build_world
+) -> FlowWorld:
     """Deploys, and registers a host whose key is made here. Its deployment file is the node's own kind."""
-    world = build_world(url)
+    world = build(url)
     account = Account.create()
     local.fund(url, address=account.address, wei=100 * 10**18)
     flow = FlowWorld(world=world, account=account, clock=Clock(url), folder=folder)

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import pytest
 
 from jobs.inference.configuration import ConfigurationError, read_configuration
-from jobs.inference.ctranslate2_engine import choose_placement
 from jobs.inference.generator import ModelLoadError
+from jobs.inference.placement import advice, choose_placement
 from jobs.inference.server import SocketInUse, bind_socket
 from nodes.model_manifest import MANIFEST_FILE, WEIGHTS_FILE
 from tests.plugins.model import EngineProcess
@@ -40,6 +41,8 @@ def test_defaults(tmp_path: Path) -> None:
         ({"socket": "/tmp/x", "models": [{"id": "m"}]}, "path"),
         ({"socket": "/tmp/x", "models": [SCRIPTED], "quue_size": 1}, "quue_size"),
         ({"socket": "/tmp/x", "models": [{"id": "m", "scripted": {"tokns": 1}}]}, "tokns"),
+        ({"socket": "/tmp/x", "models": [SCRIPTED], "replicas": 0}, "replicas"),
+        ({"socket": "/tmp/x", "models": [SCRIPTED], "memory_mb": "much"}, "much"),
         ([], "unknown|list"),
     ],
 )
@@ -66,10 +69,41 @@ def test_a_missing_gpu_is_named() -> None:
         choose_placement(device="cuda")
 
 
+def test_several_gpus_and_their_best_type_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CTranslate2's answers for three GPUs; what it does with the choice needs a GPU."""
+    types = {0: {"int8", "int8_float16", "float16"}, 1: {"float16", "float32"}, 2: {"int8_float16", "float32"}}
+    monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 3)
+    monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device, index=0: types[index])
+    everything = choose_placement()
+    assert (everything.device, everything.device_indexes, everything.replicas) == ("cuda", (0, 1, 2), 6)
+    assert everything.compute_type == "default"  # they have none in common
+    some = choose_placement(device_indexes=[0, 2], replicas=1, batch_rows=16)
+    assert (some.device_indexes, some.compute_type, some.replicas, some.batch_rows) == ((0, 2), "int8_float16", 2, 16)
+    assert choose_placement(device_indexes=[0], compute_type="bfloat16").compute_type == "bfloat16"
+    assert choose_placement(device="cpu").device == "cpu"
+    with pytest.raises(ModelLoadError, match=r"no GPU 3.*FABSTIR_ENGINE_GPUS"):
+        choose_placement(device_indexes=[1, 3])
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        ("CUDA failed with error out of memory", "FABSTIR_COMPUTE_TYPE=int8"),
+        ("Requested int8_float16 compute type, but the target device does not support it", "int8_float32"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "NVIDIA driver"),
+        ("Library libcublas.so.12 is not found or cannot be loaded", "CUDA 12"),
+        ("File model.bin is incomplete", "models verify"),
+    ],
+)
+def test_a_failure_to_load_says_what_to_do(problem: str, told: str) -> None:
+    assert told in advice(problem, placement=choose_placement(device="cpu"))
+
+
 def test_cpu_has_one_single_threaded_replica_per_core() -> None:
     placement = choose_placement(device="cpu")
     assert placement.replicas >= 1
-    assert (placement.threads, placement.compute_type) == (1, "int8")
+    assert (placement.threads, placement.compute_type, placement.batch_rows) == (1, "int8", 8)
+    assert choose_placement(device="cpu", replicas=3, threads=4).replicas == 3
 
 
 def refused(engine: EngineProcess, model: Path) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import stat
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,7 @@ from jobs.inference.engine import (
     RequestRefused,
     TokenChunk,
 )
+from jobs.inference.placement import choose_placement
 from tests.plugins.model import EngineProcess, ids_of, request, text_of
 
 SCRIPTED = {"id": "scripted", "scripted": {"text": "日本 🎉 ", "tokens": 24}}
@@ -65,7 +69,9 @@ async def test_many_requests_share_one_connection(engine_process: EngineProcess)
 
 
 async def test_errors_keep_their_types(engine_process: EngineProcess) -> None:
-    client = engine_process.start(SMALL, HELD | {"scripted": {"hold_after": 1, "replicas": 1}}, queue_size=0)
+    client = engine_process.start(
+        SMALL, HELD | {"scripted": {"hold_after": 1, "replicas": 1, "batch_rows": 1}}, queue_size=0
+    )
     with pytest.raises(ModelNotLoaded, match="other"):
         await collect(client, request(model="other"))
     with pytest.raises(RequestRefused, match="out of range"):
@@ -108,7 +114,7 @@ async def test_cancel_ends_the_stream_with_exact_ids(engine_process: EngineProce
 
 
 async def test_an_abandoned_stream_frees_its_replica(engine_process: EngineProcess) -> None:
-    client = engine_process.start(HELD | {"scripted": {"hold_after": 2, "replicas": 1}}, queue_size=1)
+    client = engine_process.start(HELD | {"scripted": {"hold_after": 2, "replicas": 1, "batch_rows": 1}}, queue_size=1)
     for number in range(5):
         stream = client.generate(request(model="held", request_id=str(number), max_tokens=500))
         # The one replica answers each: the stream abandoned before does not hold it any more.
@@ -117,8 +123,29 @@ async def test_an_abandoned_stream_frees_its_replica(engine_process: EngineProce
     await client.close()
 
 
+async def test_clients_know_that_the_queue_is_full_without_asking(engine_process: EngineProcess) -> None:
+    client = engine_process.start(HELD | {"scripted": {"hold_after": 2, "replicas": 1, "batch_rows": 1}}, queue_size=1)
+    assert client.busy() is None
+    running = client.generate(request(model="held", request_id="running"))
+    await anext(running)
+    waiting = asyncio.ensure_future(anext(client.generate(request(model="held", request_id="waiting"))))
+    late = EngineClient(engine_process.socket)
+    await late.models()
+    async with asyncio.timeout(10):
+        while client.busy() is None or late.busy() is None:
+            await asyncio.sleep(0.001)
+    await client.cancel("waiting")
+    assert (await waiting).finish_reason == "cancelled"
+    async with asyncio.timeout(10):
+        while client.busy() is not None or late.busy() is not None:
+            await asyncio.sleep(0.001)
+    await running.aclose()
+    await late.close()
+    await client.close()
+
+
 async def test_a_connection_that_dies_cancels_its_requests(engine_process: EngineProcess) -> None:
-    client = engine_process.start(HELD | {"scripted": {"hold_after": 2, "replicas": 1}}, queue_size=1)
+    client = engine_process.start(HELD | {"scripted": {"hold_after": 2, "replicas": 1, "batch_rows": 1}}, queue_size=1)
     dying = EngineClient(engine_process.socket)
     stream = dying.generate(request(model="held", request_id="dying"))
     await anext(stream)
@@ -270,3 +297,17 @@ async def test_a_malformed_role_is_not_accepted(engine_process: EngineProcess) -
     with pytest.raises(EngineUnavailable):
         await collect(client, odd)
     await client.close()
+
+
+def niceness_of_threads(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sorted(os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own")
+async def test_computing_gives_way_to_the_rest_of_the_node(real_engine_process: EngineProcess) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    found = niceness_of_threads(real_engine_process.pid)
+    lowered = [niceness for niceness in found if niceness > own]
+    assert len(lowered) == choose_placement(device="cpu").replicas
+    assert set(found) == {own, *lowered}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from jobs.inference.engine import (
     ChatMessage,
     ContextLengthExceeded,
     GenerationRequest,
+    TextToTokenize,
     TokenChunk,
 )
 from nodes.model_manifest import TOKENIZER_FILE, ModelManifest
@@ -141,13 +143,87 @@ async def test_cancelled_ids_are_the_beginning_of_the_whole_answer(client: Engin
     assert text_of(chunks) == tokenizer.decode(ids_of(chunks))
 
 
-async def test_four_streams_at_once_are_all_complete(client: EngineClient) -> None:
-    questions = ["Count to ten.", "What is rain?", STORY, "Name three animals."]
-    alone = [ids_of(await collect(client, asked(text, max_tokens=40))) for text in questions]
-    together = await asyncio.gather(
-        *(collect(client, asked(text, request_id=str(n), max_tokens=40)) for n, text in enumerate(questions))
-    )
+async def test_streams_at_once_are_what_each_is_alone(
+    engine_process: EngineProcess, default_model_entry: dict[str, Any]
+) -> None:
+    """Prompts of different length, answers of different length, some joining a running batch.
+
+    In float32: with int8 CTranslate2 rounds differently when a prompt is computed in other steps.
+    """
+    client = engine_process.start(default_model_entry, compute_type="float32", replicas=1)
+    questions = ["Count to ten.", "What is rain?", STORY, "Name three animals.", "Hi", "Why is the sky blue? " * 3]
+    wanted = [asked(text, request_id=str(n), max_tokens=20 + 7 * n) for n, text in enumerate(questions)]
+    alone = [ids_of(await collect(client, one)) for one in wanted]
+    before = (await client.status()).models[0].batches
+
+    async def later(one: GenerationRequest) -> list[TokenChunk]:
+        await asyncio.sleep(0.3)
+        return await collect(client, one)
+
+    together = await asyncio.gather(*map(collect, [client] * 4, wanted[:4]), *map(later, wanted[4:]))
     assert [ids_of(chunks) for chunks in together] == alone
+    assert (await client.status()).models[0].batches - before < len(wanted)
+    await client.close()
+
+
+async def test_a_stop_string_ends_one_row_of_a_batch(client: EngineClient, tokenizer: Tokenizer) -> None:
+    whole = await collect(client, asked(max_tokens=40))
+    stop = text_of(whole)[25:32]
+    ended, other = await asyncio.gather(
+        collect(client, asked(request_id="stop", max_tokens=40, stop=(stop,))),
+        collect(client, asked(request_id="other", max_tokens=40)),
+    )
+    assert text_of(ended) == text_of(whole)[: text_of(whole).index(stop)]
+    assert ended[-1].finish_reason == "stop"
+    count = len(ids_of(ended))
+    assert ids_of(ended) == ids_of(whole)[:count]
+    assert stop in tokenizer.decode(ids_of(whole)[:count])
+    assert stop not in tokenizer.decode(ids_of(whole)[: count - 1])
+    assert ids_of(other) == ids_of(whole)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_log_probabilities_belong_to_the_tokens(
+    client: EngineClient, tokenizer: Tokenizer, temperature: float
+) -> None:
+    chunks = await collect(client, asked(max_tokens=12, top_logprobs=4, temperature=temperature))
+    found = [probability for chunk in chunks for probability in chunk.probabilities]
+    assert [probability.token_id for probability in found] == ids_of(chunks)
+    for probability in found:
+        assert probability.token == tokenizer.decode([probability.token_id])
+        values = [value for _, value in probability.top]
+        assert len(values) == 4
+        assert values == sorted(values, reverse=True)
+        assert probability.logprob <= values[0] + 0.01
+        assert sum(math.exp(value) for value in values) <= 1.0001
+        if temperature == 0:
+            # The greedy choice is the likeliest token.
+            assert probability.logprob == pytest.approx(values[0], abs=0.01)
+            assert probability.token == probability.top[0][0]
+
+
+async def test_log_probabilities_of_chosen_tokens_only_do_not_change_the_answer(client: EngineClient) -> None:
+    plain = await collect(client, asked(max_tokens=12))
+    scored = await asyncio.gather(
+        *(collect(client, asked(request_id=str(n), max_tokens=12, top_logprobs=0)) for n in range(3))
+    )
+    for chunks in scored:
+        assert ids_of(chunks) == ids_of(plain)
+        found = [probability for chunk in chunks for probability in chunk.probabilities]
+        assert [probability.token_id for probability in found] == ids_of(chunks)
+        assert all(probability.logprob <= 0 and probability.top == () for probability in found)
+    assert all(chunk.probabilities == () for chunk in plain)
+
+
+async def test_text_and_ids_are_prompts_too(client: EngineClient, tokenizer: Tokenizer) -> None:
+    text = "The capital of France is"
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    from_text = await collect(client, asked(messages=(), prompt=text, max_tokens=8))
+    from_ids = await collect(client, asked(messages=(), prompt_ids=ids, max_tokens=8))
+    assert ids_of(from_text) == ids_of(from_ids)
+    assert from_text[0].prompt_tokens == from_ids[0].prompt_tokens == len(ids)
+    assert await client.tokenize(TextToTokenize(model=DEFAULT_MODEL.id, prompt=text)) == ids
+    assert await client.detokenize(model=DEFAULT_MODEL.id, token_ids=ids) == text
 
 
 async def test_a_prompt_beyond_the_context_is_refused(client: EngineClient) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import pytest
 
@@ -21,9 +21,10 @@ from jobs.inference.engine import (
     RequestRefused,
     TokenChunk,
 )
-from jobs.inference.generator import GenerationTask
+from jobs.inference.generator import Batch
 from jobs.inference.scheduler import Scheduler
 from jobs.inference.scripted import Script, ScriptedGenerator
+from jobs.inference.shelf import ready
 from tests.plugins.model import ids_of, request, text_of
 
 
@@ -38,14 +39,14 @@ class Gated(ScriptedGenerator):
         self.closed = False
         self._lock = threading.Lock()
 
-    def run(self, task: GenerationTask) -> Literal["stop", "length"]:
+    def run(self, batch: Batch) -> None:
         with self._lock:
-            self.started.append(task.request.request_id)
+            self.started += [row.request.request_id for row in batch.rows]
             self.running += 1
             self.most = max(self.most, self.running)
         self.gate.wait()
         try:
-            return super().run(task)
+            super().run(batch)
         finally:
             with self._lock:
                 self.running -= 1
@@ -56,7 +57,7 @@ class Gated(ScriptedGenerator):
 
 @asynccontextmanager
 async def scheduler(generator: ScriptedGenerator, *, queue_size: int = 4) -> AsyncIterator[Scheduler]:
-    engine = Scheduler([generator], queue_size=queue_size)
+    engine = Scheduler([ready(generator)], queue_size=queue_size)
     try:
         yield engine
     finally:
@@ -127,16 +128,36 @@ async def test_an_unknown_model_is_refused() -> None:
         {"top_p": 1.1},
         {"top_k": -1},
         {"repetition_penalty": 0.0},
+        {"top_logprobs": 21},
+        {"patience_seconds": -1.0},
+        {"stop": tuple("abcdefghijklmnopq")},
     ],
 )
-async def test_impossible_options_are_refused(fields: dict[str, float]) -> None:
+async def test_impossible_options_are_refused(fields: dict[str, Any]) -> None:
     async with scheduler(scripted()) as engine:
         with pytest.raises(RequestRefused, match="out of range"):
             await collect(engine, request(**fields))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": "x"}, {"prompt_ids": (1,)}, {"messages": ()}, {"messages": (), "prompt": "x", "prompt_ids": (1,)}],
+)
+async def test_a_request_has_exactly_one_kind_of_prompt(fields: dict[str, Any]) -> None:
+    async with scheduler(scripted()) as engine:
+        with pytest.raises(RequestRefused, match="Exactly one"):
+            await collect(engine, request(**fields))
+
+
+@pytest.mark.parametrize("ids", [(), (256,), (-1,)])
+async def test_prompt_ids_outside_the_vocabulary_are_refused(ids: tuple[int, ...]) -> None:
+    async with scheduler(scripted()) as engine:
+        with pytest.raises(RequestRefused, match="0 to 255"):
+            await collect(engine, request(messages=(), prompt_ids=ids))
+
+
 async def test_never_more_run_than_there_are_replicas_and_in_order() -> None:
-    generator = Gated(Script(tokens=3, replicas=2))
+    generator = Gated(Script(tokens=3, replicas=2, batch_rows=1))
     async with scheduler(generator, queue_size=6) as engine:
         tasks = [asyncio.create_task(collect(engine, request(request_id=str(n)))) for n in range(8)]
         await until(lambda: generator.running == 2)
@@ -148,7 +169,7 @@ async def test_never_more_run_than_there_are_replicas_and_in_order() -> None:
 
 
 async def test_a_full_queue_is_busy_at_once_and_recovers() -> None:
-    generator = Gated(Script(tokens=3, replicas=1))
+    generator = Gated(Script(tokens=3, replicas=1, batch_rows=1))
     async with scheduler(generator, queue_size=1) as engine:
         tasks = [asyncio.create_task(collect(engine, request(request_id=str(n)))) for n in range(2)]
         await until(lambda: generator.running == 1)
@@ -158,6 +179,40 @@ async def test_a_full_queue_is_busy_at_once_and_recovers() -> None:
         generator.gate.set()
         await asyncio.gather(*tasks)
         assert len(ids_of(await collect(engine, request(request_id="3")))) == 3
+
+
+async def test_it_tells_when_every_queue_is_full_and_when_there_is_room_again() -> None:
+    generator = Gated(Script(tokens=3, replicas=1, batch_rows=1))
+    async with scheduler(generator, queue_size=1) as engine:
+        told: list[EngineBusy | None] = []
+        engine.watch_room(told.append)
+        tasks = [asyncio.create_task(collect(engine, request(request_id="0")))]
+        await until(lambda: generator.running == 1)
+        assert (told, engine.busy()) == ([], None)
+        tasks.append(asyncio.create_task(collect(engine, request(request_id="1"))))
+        await until(lambda: bool(told))
+        assert isinstance(told[0], EngineBusy)
+        assert isinstance(engine.busy(), EngineBusy)
+        await engine.cancel("1")
+        await until(lambda: len(told) == 2)
+        assert (told[1], engine.busy()) == (None, None)
+        tasks.append(asyncio.create_task(collect(engine, request(request_id="2"))))
+        await until(lambda: len(told) == 3)
+        generator.gate.set()
+        await asyncio.gather(*tasks)
+        assert (len(told), told[3], engine.busy()) == (4, None, None)
+
+
+async def test_a_full_engine_whose_models_are_taken_away_is_soon_not_full() -> None:
+    generator = Gated(Script(tokens=3, replicas=1, batch_rows=1))
+    async with scheduler(generator, queue_size=0) as engine:
+        task = asyncio.create_task(collect(engine, request()))
+        await until(lambda: engine.busy() is not None)
+        engine._shelf.replace([])
+        assert isinstance(engine.busy(), EngineBusy)
+        await until(lambda: engine.busy() is None)
+        generator.gate.set()
+        await task
 
 
 async def test_a_request_id_is_used_once_at_a_time() -> None:
@@ -196,7 +251,7 @@ async def test_a_character_that_cancellation_cut_is_flushed() -> None:
 
 
 async def test_cancelling_a_queued_request_never_runs_it() -> None:
-    generator = Gated(Script(tokens=3, replicas=1))
+    generator = Gated(Script(tokens=3, replicas=1, batch_rows=1))
     async with scheduler(generator) as engine:
         first = asyncio.create_task(collect(engine, request(request_id="first")))
         await until(lambda: generator.running == 1)
@@ -211,7 +266,7 @@ async def test_cancelling_a_queued_request_never_runs_it() -> None:
 
 
 async def test_cancelled_requests_give_their_places_back() -> None:
-    generator = Gated(Script(tokens=3, replicas=1))
+    generator = Gated(Script(tokens=3, replicas=1, batch_rows=1))
     async with scheduler(generator, queue_size=1) as engine:
         first = asyncio.create_task(collect(engine, request(request_id="first")))
         await until(lambda: generator.running == 1)
@@ -232,7 +287,7 @@ async def test_cancelling_an_unknown_request_does_nothing() -> None:
 
 
 async def test_an_abandoned_stream_stops_its_generation() -> None:
-    generator = Gated(Script(hold_after=2, replicas=1))
+    generator = Gated(Script(hold_after=2, replicas=1, batch_rows=1))
     generator.gate.set()
     async with scheduler(generator) as engine:
         stream = engine.generate(request(max_tokens=1000))
@@ -253,9 +308,9 @@ async def test_a_failure_comes_after_everything_that_was_produced() -> None:
 
 
 async def test_closing_cancels_everything_and_frees_the_model() -> None:
-    generator = Gated(Script(hold_after=2, replicas=1))
+    generator = Gated(Script(hold_after=2, replicas=1, batch_rows=1))
     generator.gate.set()
-    engine = Scheduler([generator], queue_size=4)
+    engine = Scheduler([ready(generator)], queue_size=4)
     tasks = [asyncio.create_task(collect(engine, request(request_id=str(n)))) for n in range(3)]
     await until(lambda: generator.running == 1)
     await engine.close()

@@ -12,12 +12,8 @@ from tokenizers import Tokenizer
 
 from nodes import gguf_conversion
 from nodes.model_manifest import TOKENIZER_FILE, read_vocabulary
-from tests.nodes.test_gguf_conversion import (
-    converted_logits,
-    reference_logits,
-    tensors_of_a_small_model,
-    write_gguf,
-)
+from tests.nodes.small_gguf import tensors_of_a_small_model, write_gguf
+from tests.nodes.test_gguf_conversion import converted_logits, reference_logits
 
 IDS = [1, 40, 261, 7, 100, 2, 1, 55, 260, 9]
 
@@ -35,12 +31,7 @@ def test_a_smoothed_model_computes_the_same_in_single_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written without rounding: the only difference to the reference would be the scaling's."""
-    finish = gguf_conversion._finish
-
-    def unrounded(*arguments: object, **options: object) -> None:
-        finish(*arguments, **(options | {"quantization": "float32"}))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(gguf_conversion, "_finish", unrounded)
+    monkeypatch.setattr(gguf_conversion, "store_as", lambda layer, quantization: None)
     target = convert(tmp_path / "smoothed", quantization="int8")
     expected = reference_logits(tensors_of_a_small_model(), IDS)
     np.testing.assert_allclose(converted_logits(target, IDS), expected, rtol=1e-3, atol=1e-4)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
+from django.db import IntegrityError, transaction
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
+from nodes import admin, catalog, tasks
 from nodes.models import ServedModel
 from tests import factories
 
@@ -56,3 +63,50 @@ def test_models_are_neither_added_nor_deleted_here(admin_client: Client) -> None
     assert admin_client.get(reverse("admin:nodes_servedmodel_add")).status_code == 403
     assert admin_client.post(address(model, "delete"), {"post": "yes"}).status_code == 403
     assert ServedModel.objects.count() == 1
+
+
+def test_the_page_shows_where_a_model_is_from_and_how_it_was_checked(admin_client: Client) -> None:
+    fields = {"check_method": "int8 against a float32 numpy pass", "check_tokens": 63, "checked_at": timezone.now()}
+    figures = {"check_agreement": 0.9, "check_perplexity_ratio": 1.02, "size_bytes": 143_000_000}
+    model = factories.make_served_model(revision="c0" * 20, source="org/small", **fields, **figures)
+    page = admin_client.get(address(model)).content.decode()
+    for text in ("org/small", "c0" * 20, "143 MB", "63 tokens, 90% agree, perplexity ratio 1.020", "passed"):
+        assert text in page
+    catalog.record_check(model.pk, check=None, error="it disagrees")
+    page = admin_client.get(address(model)).content.decode()
+    assert "failed: it disagrees" in page
+    assert "failed" in admin_client.get(reverse("admin:nodes_servedmodel_changelist")).content.decode()
+
+
+def test_check_again_is_handed_to_a_worker(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(admin.check_model, "apply_async", lambda **options: sent.append(options))
+    model = factories.make_served_model()
+    form = {"action": "check_again", "_selected_action": [model.pk]}
+    answer = admin_client.post(reverse("admin:nodes_servedmodel_changelist"), form, follow=True)
+    assert sent == [{"args": (model.pk,), "queue": "default"}]
+    assert "1 models are being checked" in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"check_agreement": 1.5},
+        {"check_perplexity_ratio": 0.0},
+        {"check_method": "x", "check_tokens": 5},
+        {"check_error": "x"},
+    ],
+)
+def test_the_database_refuses_a_check_that_cannot_be(fields: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError), transaction.atomic():
+        factories.make_served_model(**fields)
+
+
+def test_a_check_that_was_killed_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = factories.make_served_model()
+    program = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    original = subprocess.run
+    monkeypatch.setattr(tasks.subprocess, "run", lambda command, **options: original(program, **options))
+    tasks.check_model(model.pk)
+    model.refresh_from_db()
+    assert "killed, probably for memory" in model.check_error

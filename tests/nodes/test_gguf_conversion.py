@@ -3,103 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
-import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nodes.gguf_conversion import ConvertedModel, UnsupportedModel, convert_gguf
+from nodes.converted_model import ConvertedModel, UnsupportedModel
+from nodes.gguf_conversion import convert_gguf
 from nodes.model_manifest import TOKENIZER_FILE, CorruptModel, digest_directory, read_vocabulary
 from nodes.model_vocabulary import check_vocabulary
-
-LAYERS, HEADS, HEADS_KV, HEAD, WIDTH, INNER, CONTEXT = 2, 4, 2, 8, 32, 48, 64
-EPSILON, BASE = 1e-5, 5000.0
-TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
-
-Array = NDArray[np.float32]
-Edit = Callable[[dict[str, Any], dict[str, Array]], None]
-
-
-def byte_tokens() -> list[str]:
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + n) for n in range(256 - len(printable))]
-
-
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens(), "he", "hel", "Ġw"]
-
-
-def tensors_of_a_small_model(seed: int = 1) -> dict[str, Array]:
-    random = np.random.default_rng(seed)
-
-    def weights(*shape: int) -> Array:
-        return (random.standard_normal(shape) * 0.2).astype(np.float32)
-
-    tensors = {"token_embd.weight": weights(len(TOKENS), WIDTH), "output_norm.weight": 1 + weights(WIDTH)}
-    for number in range(LAYERS):
-        tensors |= {
-            f"blk.{number}.attn_norm.weight": 1 + weights(WIDTH),
-            f"blk.{number}.attn_q.weight": weights(HEADS * HEAD, WIDTH),
-            f"blk.{number}.attn_k.weight": weights(HEADS_KV * HEAD, WIDTH),
-            f"blk.{number}.attn_v.weight": weights(HEADS_KV * HEAD, WIDTH),
-            f"blk.{number}.attn_output.weight": weights(WIDTH, HEADS * HEAD),
-            f"blk.{number}.ffn_norm.weight": 1 + weights(WIDTH),
-            f"blk.{number}.ffn_gate.weight": weights(INNER, WIDTH),
-            f"blk.{number}.ffn_up.weight": weights(INNER, WIDTH),
-            f"blk.{number}.ffn_down.weight": weights(WIDTH, INNER),
-        }
-    return tensors
-
-
-def metadata_of_a_small_model() -> dict[str, Any]:
-    return {
-        "general.architecture": "llama",
-        "llama.block_count": LAYERS,
-        "llama.context_length": CONTEXT,
-        "llama.embedding_length": WIDTH,
-        "llama.feed_forward_length": INNER,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": HEADS_KV,
-        "llama.rope.freq_base": BASE,
-        "llama.attention.layer_norm_rms_epsilon": EPSILON,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": TOKENS,
-        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(TOKENS) - 3),
-        "tokenizer.ggml.merges": ["h e", "he l", "Ġ w"],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": TEMPLATE,
-    }
-
-
-def write_gguf(path: Path, edit: Edit | None = None) -> dict[str, Array]:
-    """Write a small random model; ``edit`` may change its metadata and tensors first."""
-    metadata, tensors = metadata_of_a_small_model(), tensors_of_a_small_model()
-    if edit is not None:
-        edit(metadata, tensors)
-    writer = gguf.GGUFWriter(path, metadata.pop("general.architecture"))
-    for name, value in metadata.items():
-        if isinstance(value, str):
-            writer.add_string(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        else:
-            writer.add_array(name, value)
-    for name, value in tensors.items():
-        writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
+from tests.nodes.small_gguf import (
+    BASE,
+    CONTEXT,
+    EPSILON,
+    HEAD,
+    HEADS,
+    HEADS_KV,
+    LAYERS,
+    TOKENS,
+    Array,
+    Edit,
+    tensors_of_a_small_model,
+    write_gguf,
+)
 
 
 def convert(directory: Path, edit: Edit | None = None, *, quantization: str = "float32") -> ConvertedModel:
@@ -170,7 +100,9 @@ def test_the_converted_model_computes_the_same(tmp_path: Path, edit: Edit | None
     ids = [1, 40, 261, 7, 100, 2, 1, 55, 260, 9]
     expected, found = reference_logits(tensors, ids), converted_logits(tmp_path / "converted", ids)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    assert converted == ConvertedModel(
+    assert converted.check is not None
+    assert (converted.check.tokens, converted.check.agreement, converted.check.perplexity_ratio) == (63, 1.0, 1.0)
+    assert replace(converted, check=None) == ConvertedModel(
         architecture="llama",
         context_length=CONTEXT,
         vocabulary_size=len(TOKENS),
@@ -241,16 +173,23 @@ def add_tensor(name: str) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (set_field("general.architecture", "qwen2"), "'qwen2' is not supported"),
+        (set_field("general.architecture", "gemma"), "'gemma' is not supported"),
         (set_field("llama.expert_count", 8), "experts"),
         (set_field("llama.rope.scaling.type", "yarn"), "yarn"),
-        (set_field("tokenizer.ggml.model", "llama"), "byte-level"),
-        (set_field("tokenizer.ggml.pre", "tekken"), "tekken"),
+        (set_field("llama.rope.scaling.type", "dynamic"), "dynamic"),
+        (set_field("llama.attention.value_length", 16), "value_length"),
+        (set_field("llama.rope.dimension_count", 4), "dimension_count"),
+        (set_field("llama.attention.head_count_kv", [2, 1]), "head_count_kv"),
+        (set_field("llama.logit_scale", 0.5), "logit_scale"),
+        (set_field("tokenizer.ggml.model", "t5"), "'t5' is not supported"),
+        (set_field("tokenizer.ggml.model", "llama"), "no list of token scores"),
+        (set_field("tokenizer.ggml.pre", "default"), "'default'"),
+        (set_field("tokenizer.ggml.pre", "falcon"), "'falcon'"),
         (drop_field("tokenizer.chat_template"), "no chat template"),
         (drop_field("tokenizer.ggml.merges"), "no list of merges"),
         (set_field("tokenizer.ggml.eos_token_id", 10**6), "contradicts itself"),
-        (add_tensor("rope_freqs.weight"), "rope_freqs"),
-        (add_tensor("blk.0.attn_q.bias"), "attn_q.bias"),
+        (add_tensor("rope_factors_long.weight"), "rope_factors_long"),
+        (add_tensor("blk.0.attn_output.bias"), "attn_output.bias"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, edit: Edit, named: str) -> None:
@@ -264,6 +203,8 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, edit: Edit, named: st
     [
         (drop_field("llama.context_length"), "context_length"),
         (lambda metadata, tensors: tensors.pop("blk.1.ffn_up.weight"), "no tensor blk.1.ffn_up"),
+        (add_tensor("blk.0.attn_q.bias"), r"shape \(4,\), the file's metadata say \(32,\)"),
+        (set_field("llama.attention.head_count_kv", 3), "heads make no sense"),
         (lambda metadata, tensors: tensors["output_norm.weight"].fill(np.nan), "not numbers"),
     ],
 )

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from nodes import model_staging
 from nodes import model_store as module
-from nodes.gguf_conversion import UnsupportedModel
+from nodes.converted_model import UnsupportedModel
 from nodes.model_manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -23,18 +24,19 @@ from nodes.model_manifest import (
     digest_file,
     read_manifest,
 )
+from nodes.model_staging import DiskFull, ModelExists
 from nodes.model_store import (
     DEFAULT_MODEL,
-    DiskFull,
     DownloadFailed,
     HashMismatch,
-    ModelExists,
     ModelMissing,
     ModelStore,
+    Origin,
     PackagedModel,
 )
 from nodes.model_vocabulary import VocabularyMismatch
-from tests.nodes.test_gguf_conversion import set_field, write_gguf
+from tests.nodes.small_gguf import write_gguf
+from tests.nodes.test_gguf_conversion import set_field
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_the_default_model_is_complete(model_store: ModelStore, default_model: M
 
 def test_a_gguf_is_added_and_removed(store: ModelStore, gguf_path: Path) -> None:
     lines: list[str] = []
-    manifest = store.add_gguf(gguf_path, model_id="small", progress=lines.append)
+    manifest = store.add(gguf_path, model_id="small", progress=lines.append)
     assert store.manifests() == (manifest,)
     assert manifest == read_manifest(store.path("small"))
     assert manifest.source == "small.gguf"
@@ -117,9 +119,9 @@ def test_a_failed_download_is_one_clear_line(
 def test_a_disk_without_room_is_refused_at_once(
     store: ModelStore, gguf_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(model_staging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(DiskFull, match="Free some space"):
-        store.add_gguf(gguf_path, model_id="small")
+        store.add(gguf_path, model_id="small")
     assert nothing_is_left(store)
 
 
@@ -132,7 +134,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr(module, "convert_gguf", fill)
     with pytest.raises(DiskFull, match="is full"):
-        store.add_gguf(gguf_path, model_id="small")
+        store.add(gguf_path, model_id="small")
     assert nothing_is_left(store)
     assert store.manifests() == ()
 
@@ -142,7 +144,7 @@ def test_what_a_crash_left_is_invisible_and_deleted_later(store: ModelStore, ggu
     rest.mkdir(parents=True)
     (rest / MANIFEST_FILE).write_text("{}")
     assert store.manifests() == ()
-    store.add_gguf(gguf_path, model_id="small")
+    store.add(gguf_path, model_id="small")
     assert not rest.exists()
 
 
@@ -150,14 +152,14 @@ def test_a_refused_model_leaves_nothing(store: ModelStore, tmp_path: Path) -> No
     path = tmp_path / "other.gguf"
     write_gguf(path, set_field("general.architecture", "gemma"))
     with pytest.raises(UnsupportedModel):
-        store.add_gguf(path, model_id="small")
+        store.add(path, model_id="small")
     assert nothing_is_left(store)
 
 
 def test_an_id_is_used_once(store: ModelStore, gguf_path: Path) -> None:
-    store.add_gguf(gguf_path, model_id="small")
+    store.add(gguf_path, model_id="small")
     with pytest.raises(ModelExists, match="Remove it first"):
-        store.add_gguf(gguf_path, model_id="small")
+        store.add(gguf_path, model_id="small")
     assert store.verify("small") == ()
 
 
@@ -174,7 +176,7 @@ def test_a_missing_model_is_named(store: ModelStore) -> None:
 
 
 def test_verify_names_every_difference(store: ModelStore, gguf_path: Path) -> None:
-    store.add_gguf(gguf_path, model_id="small")
+    store.add(gguf_path, model_id="small")
     path = store.path("small")
     weights = bytearray((path / WEIGHTS_FILE).read_bytes())
     weights[len(weights) // 2] ^= 1
@@ -196,7 +198,7 @@ def test_verify_names_every_difference(store: ModelStore, gguf_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/b", ""])
 def test_a_manifest_cannot_name_files_elsewhere(store: ModelStore, gguf_path: Path, name: str) -> None:
-    store.add_gguf(gguf_path, model_id="small")
+    store.add(gguf_path, model_id="small")
     path = store.path("small") / MANIFEST_FILE
     document = json.loads(path.read_text())
     document["files"][name] = {"size": 1, "sha256": "00"}
@@ -206,7 +208,7 @@ def test_a_manifest_cannot_name_files_elsewhere(store: ModelStore, gguf_path: Pa
 
 
 def test_a_manifest_of_another_schema_is_refused(store: ModelStore, gguf_path: Path) -> None:
-    store.add_gguf(gguf_path, model_id="small")
+    store.add(gguf_path, model_id="small")
     path = store.path("small") / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     with pytest.raises(CorruptModel, match="schema version 99"):
@@ -215,7 +217,7 @@ def test_a_manifest_of_another_schema_is_refused(store: ModelStore, gguf_path: P
 
 def ready_directory(store: ModelStore, gguf_path: Path) -> Path:
     """A CTranslate2 directory as someone else would have it: without a manifest of ours."""
-    store.add_gguf(gguf_path, model_id="other")
+    store.add(gguf_path, model_id="other")
     source = shutil.copytree(store.path("other"), store.directory.parent / "ready")
     (source / MANIFEST_FILE).unlink()
     store.remove("other")
@@ -226,7 +228,7 @@ def test_a_ready_directory_is_added(store: ModelStore, gguf_path: Path) -> None:
     source = ready_directory(store, gguf_path)
     (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64}))
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
-    manifest = store.add_directory(source, model_id="ready")
+    manifest = store.add(source, model_id="ready")
     assert (manifest.context_length, manifest.end_token_ids, manifest.bos_token_id) == (64, (0, 2), 1)
     assert store.verify("ready") == ()
     assert "tokenizer_config.json" not in manifest.files
@@ -236,7 +238,7 @@ def test_a_chat_template_inside_the_tokenizer_configuration_is_found(store: Mode
     source = ready_directory(store, gguf_path)
     (source / "chat_template.jinja").unlink()
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    store.add_directory(source, model_id="ready", context_length=64)
+    store.add(source, model_id="ready", origin=Origin(context_length=64))
     assert (store.path("ready") / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
@@ -245,12 +247,12 @@ def test_an_incomplete_directory_is_refused(store: ModelStore, gguf_path: Path, 
     source = ready_directory(store, gguf_path)
     (source / name).unlink()
     with pytest.raises(CorruptModel, match=name):
-        store.add_directory(source, model_id="ready", context_length=64)
+        store.add(source, model_id="ready", origin=Origin(context_length=64))
 
 
 def test_a_directory_without_a_context_length_is_refused(store: ModelStore, gguf_path: Path) -> None:
     with pytest.raises(CorruptModel, match="context length"):
-        store.add_directory(ready_directory(store, gguf_path), model_id="ready")
+        store.add(ready_directory(store, gguf_path), model_id="ready")
 
 
 def test_a_symbolic_link_in_a_directory_is_refused(store: ModelStore, gguf_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_symbolic_link_in_a_directory_is_refused(store: ModelStore, gguf_path:
     (source / WEIGHTS_FILE).rename(source.parent / "weights")
     (source / WEIGHTS_FILE).symlink_to(source.parent / "weights")
     with pytest.raises(CorruptModel, match="not a plain file"):
-        store.add_directory(source, model_id="ready", context_length=64)
+        store.add(source, model_id="ready", origin=Origin(context_length=64))
 
 
 def test_another_models_tokenizer_is_refused(store: ModelStore, gguf_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_another_models_tokenizer_is_refused(store: ModelStore, gguf_path: Path)
     tokenizer.add_tokens(["surprise"])
     tokenizer.save(str(source / TOKENIZER_FILE))
     with pytest.raises(VocabularyMismatch, match="'surprise'"):
-        store.add_directory(source, model_id="ready", context_length=64)
+        store.add(source, model_id="ready", origin=Origin(context_length=64))
     assert nothing_is_left(store)
 
 
@@ -282,14 +284,14 @@ def test_another_models_vocabulary_is_refused(store: ModelStore, gguf_path: Path
         tokens.append(tokens[50] if change == "duplicate" else "unknown")
     path.write_text(json.dumps(tokens))
     with pytest.raises(VocabularyMismatch):
-        store.add_directory(source, model_id="ready", context_length=64)
+        store.add(source, model_id="ready", origin=Origin(context_length=64))
 
 
 def test_padding_of_a_converter_is_allowed(store: ModelStore, gguf_path: Path) -> None:
     source = ready_directory(store, gguf_path)
     path = source / "vocabulary.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), "<extra_id_0>", "<extra_id_1>"]))
-    manifest = store.add_directory(source, model_id="ready", context_length=64)
+    manifest = store.add(source, model_id="ready", origin=Origin(context_length=64))
     assert store.manifest("ready") == manifest
 
 

@@ -13,27 +13,33 @@ import pytest
 from django.utils import timezone
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 
 from jobs import metering, sessions
 from jobs.job_source import ChainJob, JobStatus
 from jobs.models import DeliveryPath, InferenceRequest, RequestState, Session
 from jobs.protocol import SessionReference
-from settlement import claims, closing, indexer
+from jobs.spending import SpendingPolicy
+from settlement import claims, closing, earnings, following, indexer, proving, sealing
 from settlement.chain import local
 from settlement.chain.bindings import JobMarketplace
 from settlement.chain.client import ChainClient
 from settlement.chain.contracts import Call
+from settlement.chain.deployment import HOST_GENERATION, Deployment
 from settlement.chain.marketplaces import marketplace_of
 from settlement.chain.signer import LocalSigner
 from settlement.chain.toolchain import fetch_anvil
-from settlement.host_chain import HostChain
+from settlement.host_chain import HostChain, signing_rules
 from settlement.models import Checkpoint, Earning, EarningKind, Transaction, TransactionKind
-from settlement.txmanager import broadcaster, confirmer, outbox
+from settlement.txmanager import outbox
+from settlement.txmanager.limits import Limits
+from settlement.txmanager.manager import TransactionManager
 from tests.chain.world import World, build_world
 from tests.fakes.scripted_rpc import CHAIN_ID, ScriptedRpc
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_FEE = 100 * 10**9
+LIMITS = Limits(max_fee_per_gas=MAX_FEE, max_cost=10**18, daily_budget=10**20)
 # anvil's third account, by the phrase that every anvil uses.
 _ANVIL_PHRASE = "test test test test test test test test test test test junk"
 HOST_PATH = "m/44'/60'/0'/0/2"
@@ -57,6 +63,10 @@ class Clock:
         """From here on only ``offset`` moves it."""
         self._stopped = self._real()
 
+    def set(self, moment: datetime) -> None:
+        """It is ``moment``; from here on only ``offset`` moves it."""
+        self._stopped = moment - self.offset
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -71,30 +81,38 @@ class Wallet:
     signer: LocalSigner
     marketplace: JobMarketplace
     chain_id: int = CHAIN_ID
-    confirmations: int = 1
-    max_fee: int = MAX_FEE
+    limits: Limits = LIMITS
+
+    @property
+    def manager(self) -> TransactionManager:
+        return TransactionManager(client=self.client, signer=self.signer, limits=self.limits)
+
+    def limit(self, **limits: Any) -> None:
+        self.limits = replace(self.limits, **limits)
 
     def call(self, job_id: int = 1) -> Call[None]:
         return self.marketplace.complete_session_job(job_id=job_id, conversation_cid="cid")
 
-    def enqueue(self, key: str = "first", *, call: Call[Any] | None = None) -> Transaction:
+    def enqueue(self, key: str = "first", *, call: Call[Any] | None = None, **options: Any) -> Transaction:
         return outbox.enqueue(
             key=key,
             kind=TransactionKind.COMPLETE,
             call=call or self.call(),
             chain_id=self.chain_id,
             sender=self.signer.address,
+            **options,
         )
 
     def broadcast(self) -> int:
-        return broadcaster.broadcast(self.client, signer=self.signer, max_fee_per_gas=self.max_fee)
+        return self.manager.broadcast()
 
     def watch(self) -> int:
-        return confirmer.watch(self.client, sender=self.signer.address, confirmations=self.confirmations)
+        return self.manager.watch()
 
 
 def wallet_on(url: str, *, marketplace: str, account: LocalAccount, **options: Any) -> Wallet:
-    signer = LocalSigner(account, chain_id=CHAIN_ID, contracts=[marketplace], max_fee_per_gas=MAX_FEE)
+    deployment = Deployment(CHAIN_ID, HOST_GENERATION, to_checksum_address(marketplace))
+    signer = LocalSigner(account, rules=signing_rules(deployment, chain_id=CHAIN_ID, limits=LIMITS))
     return Wallet(ChainClient((url,), chain_id=CHAIN_ID), signer, JobMarketplace(marketplace), **options)
 
 
@@ -136,6 +154,14 @@ class Settling:
         self.clock.offset += timedelta(seconds=seconds)
         local.increase_time(self.world.url, seconds=seconds)
 
+    def at(self, session: Session, *, seconds: int) -> None:
+        """So long after the job's start, to the second: for Python from now on, for the chain in a block."""
+        assert session.job_started_at is not None
+        moment = session.job_started_at + timedelta(seconds=seconds)
+        self.clock.set(moment)
+        local.set_next_block_time(self.world.url, timestamp=int(moment.timestamp()))
+        local.mine(self.world.url)
+
     def open_session(self, **terms: Any) -> Session:
         """A USDC job of 500 tokens at 0.002, and its session."""
         job_id = self.world.open_usdc(**terms)
@@ -151,6 +177,8 @@ class Settling:
                 payment_token=job.payment_token,
                 deposit=job.deposit,
                 price_per_token=job.price_per_token,
+                price_precision=job.price_precision,
+                tokens_per_second=job.tokens_per_second,
                 tokens_used=job.tokens_used,
                 token_budget=job.token_budget,
                 status=JobStatus.ACTIVE,
@@ -160,6 +188,7 @@ class Settling:
                 chain_time=self.clock.now(),
             ),
             reference=SessionReference(job_id=job_id),
+            policy=SpendingPolicy.OPEN,
         )
         return Session.objects.get(pk=opened.id)
 
@@ -181,28 +210,30 @@ class Settling:
 
     def prepare_claims(self) -> None:
         """Seal, prove and queue, each twice: nothing may happen a second time."""
-        for step in (claims.seal_due, claims.prove_due, claims.submit_due):
+        for step in (sealing.seal_due, proving.prove_due, claims.submit_due):
             step(self.chain)
             assert step(self.chain) == 0
 
     def broadcast(self) -> int:
-        assert self.chain.signer is not None
-        return broadcaster.broadcast(
-            self.chain.client, signer=self.chain.signer, max_fee_per_gas=self.chain.max_fee_per_gas
-        )
+        assert self.chain.manager is not None
+        return self.chain.manager.broadcast()
 
     def watch(self) -> int:
-        assert self.chain.host is not None
-        return confirmer.watch(self.chain.client, sender=self.chain.host, confirmations=self.chain.confirmations)
+        assert self.chain.manager is not None
+        return self.chain.manager.watch()
 
     def confirm(self) -> None:
-        for step in (self.watch, lambda: claims.follow_transactions(self.chain)):
+        for step in (
+            self.watch,
+            lambda: following.follow_transactions(self.chain),
+            lambda: earnings.book_gas_due(self.chain),
+        ):
             step()
             step()
 
     def close_sessions(self) -> None:
         for _ in range(2):
-            closing.book_completion_gas(self.chain)
+            earnings.book_gas_due(self.chain)
             closing.close_due(self.chain)
 
     def index(self) -> int:
@@ -226,11 +257,12 @@ class Settling:
         return [checkpoint.state for checkpoint in self.checkpoints(session)]
 
     def earned(self, session: Session, kind: EarningKind) -> list[int]:
-        rows = Earning.objects.filter(session=session, kind=kind).order_by("id")
+        rows = Earning.objects.live().filter(session=session, kind=kind).order_by("id")
         return [row.amount for row in rows]
 
     def with_confirmations(self, confirmations: int) -> Settling:
-        return replace(self, chain=replace(self.chain, confirmations=confirmations))
+        limits = replace(self.chain.limits, confirmations=confirmations)
+        return replace(self, chain=replace(self.chain, limits=limits))
 
 
 @pytest.fixture
@@ -242,19 +274,13 @@ def settling_on(anvil_url: str, clock: Clock) -> Callable[..., Settling]:
         clock.offset = timedelta(seconds=int(local.rpc(anvil_url, "evm_increaseTime", ["0x0"])))
         account = Account.from_mnemonic(_ANVIL_PHRASE, account_path=HOST_PATH)
         assert account.address == world.host
-        signer = LocalSigner(
-            account,
-            chain_id=CHAIN_ID,
-            contracts=[world.marketplace.address, world.nodes.address],
-            max_fee_per_gas=MAX_FEE,
-        )
+        signer = LocalSigner(account, rules=signing_rules(world.deployment, chain_id=CHAIN_ID, limits=LIMITS))
         chain = HostChain(
             client=ChainClient((anvil_url,), chain_id=CHAIN_ID),
             deployment=world.deployment,
             marketplace=marketplace_of(world.deployment),
             signer=signer,
-            confirmations=1,
-            max_fee_per_gas=MAX_FEE,
+            limits=LIMITS,
         )
         return Settling(world, chain, clock, account)
 

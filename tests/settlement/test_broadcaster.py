@@ -11,10 +11,10 @@ from django.db import IntegrityError, connections, transaction
 from django.utils import timezone
 
 from settlement.chain.bindings import errors
+from settlement.chain.client import ChainUnavailable
 from settlement.chain.contracts import encode_values
 from settlement.models import Attempt, AttemptState, Transaction, TransactionState
-from settlement.txmanager import nonces, outbox
-from settlement.txmanager.broadcaster import RESEND_AFTER
+from settlement.txmanager import outbox
 from tests.fakes.scripted_rpc import AWAY, NodeError, ScriptedRpc, receipt, transaction_hash
 from tests.settlement.conftest import Clock, Wallet
 
@@ -91,12 +91,12 @@ def test_nonce_too_low_leaves_the_verdict_to_the_receipts(wallet: Wallet, peer: 
     "refusal",
     [
         NodeError("something nobody has ever read"),
-        NodeError("transaction underpriced"),
+        NodeError("tx fee (2.00 ether) exceeds the configured cap (1.00 ether)"),
         NodeError("insufficient funds for gas * price + value"),
         NodeError("too many requests", 429),
         AWAY,
     ],
-    ids=["unknown", "underpriced", "no funds", "rate limit", "away"],
+    ids=["unknown", "over the node's cap", "no funds", "rate limit", "away"],
 )
 def test_what_was_not_accepted_is_sent_again_with_the_same_bytes_and_nonce(
     wallet: Wallet, peer: ScriptedRpc, clock: Clock, refusal: Any
@@ -132,60 +132,27 @@ def test_each_refusal_waits_longer_than_the_one_before(wallet: Wallet, peer: Scr
     assert timedelta(minutes=9) < pauses[-1] <= timedelta(minutes=10)
 
 
-def test_a_node_that_is_away_while_signing_loses_nothing(wallet: Wallet, peer: ScriptedRpc) -> None:
+def test_a_node_that_is_away_while_estimating_fails_nothing(wallet: Wallet, peer: ScriptedRpc, clock: Clock) -> None:
     peer.on("eth_estimateGas", AWAY, hex(100_000))
     row = wallet.enqueue()
-    with pytest.raises(Exception, match="none of 1"):
+    with pytest.raises(ChainUnavailable):
         wallet.broadcast()
     row.refresh_from_db()
-    assert (row.state, row.nonce) == (TransactionState.IN_PROGRESS, 0)
-    assert wallet.broadcast() == 1
-
-
-def test_without_money_for_gas_the_nonce_is_kept(wallet: Wallet, peer: ScriptedRpc, clock: Clock) -> None:
-    peer.on("eth_estimateGas", NodeError("insufficient funds for gas * price + value"), hex(100_000))
-    row = wallet.enqueue()
-    assert wallet.broadcast() == 0
-    row.refresh_from_db()
-    assert (row.state, row.nonce) == (TransactionState.IN_PROGRESS, 0)
-    assert "cannot pay for gas" in row.reason
+    assert (row.state, row.nonce) == (TransactionState.QUEUED, None)
     clock.offset += timedelta(minutes=1)
     assert wallet.broadcast() == 1
 
 
 def test_a_revert_in_simulation_fails_the_transaction_without_a_nonce(wallet: Wallet, peer: ScriptedRpc) -> None:
-    peer.on("eth_call", _revert(errors.TooFewTokens(claimed=1, minimum=100)), "0x")
+    """Invariant 14."""
+    peer.on("eth_estimateGas", _revert(errors.TooFewTokens(claimed=1, minimum=100)), hex(100_000))
     refused, next_one = wallet.enqueue("refused"), wallet.enqueue("next")
     assert wallet.broadcast() == 1
     refused.refresh_from_db()
     next_one.refresh_from_db()
-    assert (refused.state, refused.nonce) == (TransactionState.FAILED, None)
-    assert "TooFewTokens(claimed=1, minimum=100)" in refused.reason
-    assert (next_one.state, next_one.nonce) == (TransactionState.SENT, 0)
-
-
-def test_a_revert_in_the_estimate_gives_the_nonce_back(wallet: Wallet, peer: ScriptedRpc) -> None:
-    peer.on("eth_estimateGas", _revert(errors.TooFewTokens(claimed=1, minimum=100)), hex(100_000))
-    refused, next_one = wallet.enqueue("refused"), wallet.enqueue("next")
-    wallet.broadcast()
-    wallet.broadcast()
-    refused.refresh_from_db()
-    next_one.refresh_from_db()
     assert (refused.state, refused.nonce, refused.attempts.count()) == (TransactionState.FAILED, None, 0)
-    assert (next_one.state, next_one.nonce) == (TransactionState.SENT, 0)
-
-
-def test_one_transaction_of_a_sender_is_in_progress_at_a_time(wallet: Wallet, peer: ScriptedRpc) -> None:
-    peer.on("eth_sendRawTransaction", AWAY)
-    first, second = wallet.enqueue("first"), wallet.enqueue("second")
-    wallet.broadcast()
-    second.refresh_from_db()
-    assert second.state == TransactionState.QUEUED
-    assert nonces.start_next(second, mined_count=0) is False
-    with pytest.raises(IntegrityError, match=r"in_progress|chain_id"), transaction.atomic():
-        Transaction.objects.filter(pk=second.pk).update(state=TransactionState.IN_PROGRESS, nonce=7)
-    first.refresh_from_db()
-    assert first.state == TransactionState.IN_PROGRESS
+    assert (refused.revert, refused.reason) == ("TooFewTokens", "TooFewTokens(claimed=1, minimum=100)")
+    assert (next_one.state, next_one.nonce, next_one.revert) == (TransactionState.SENT, 0, "")
 
 
 def test_no_two_transactions_hold_one_nonce(wallet: Wallet) -> None:
@@ -223,7 +190,7 @@ def test_the_table_is_right_while_the_chain_is_behind(wallet: Wallet) -> None:
 def test_what_a_node_forgot_is_sent_again_after_a_while(wallet: Wallet, peer: ScriptedRpc, clock: Clock) -> None:
     wallet.enqueue()
     wallet.broadcast()
-    clock.offset += RESEND_AFTER - timedelta(seconds=2)
+    clock.offset += wallet.limits.resend_after - timedelta(seconds=2)
     wallet.broadcast()
     assert len(peer.sent()) == 1
     clock.offset += timedelta(seconds=3)
@@ -234,7 +201,7 @@ def test_what_a_node_forgot_is_sent_again_after_a_while(wallet: Wallet, peer: Sc
 
 
 def test_fees_above_the_cap_are_capped_not_signed_higher(wallet: Wallet, peer: ScriptedRpc) -> None:
-    wallet.max_fee = 10**9
+    wallet.limit(max_fee_per_gas=10**9)
     row = wallet.enqueue()
     wallet.broadcast()
     assert row.attempts.get().max_fee_per_gas == 10**9

@@ -43,6 +43,12 @@ def _seal(session: Session, tokens: int, *, closing: bool = False) -> Checkpoint
     return checkpoint
 
 
+def _transaction(key: str) -> Transaction:
+    return Transaction.objects.create(
+        key=key, kind="claim", chain_id=1, sender="0x" + "1" * 40, to="0x" + "2" * 40, data="0x"
+    )
+
+
 def _race(*workers: Callable[[], Any]) -> list[Any]:
     """Run all at once, each with a database connection of its own."""
     gate = threading.Barrier(len(workers))
@@ -129,7 +135,10 @@ def test_each_step_is_recorded_with_its_reason() -> None:
 def test_a_step_from_a_state_that_has_passed_changes_and_records_nothing() -> None:
     checkpoint = _seal(_session(), 100)
     assert not checkpoints.move(checkpoint.pk, from_state=PROVED, to_state=CheckpointState.FAILED)
-    assert not checkpoints.confirm(checkpoint, host_amount=9, treasury_amount=1, claimed_at=timezone.now())
+    accepted = checkpoints.Acceptance(
+        checkpoint=checkpoint, claimed_at=timezone.now(), host_amount=9, treasury_amount=1
+    )
+    assert checkpoints.confirm_all([accepted]) == set()
     assert Checkpoint.objects.get().state == SEALED
     assert Session.objects.get().tokens_claimed == 0
     assert checkpoint.events.count() == 1
@@ -160,6 +169,7 @@ def test_ledger_rows_can_neither_be_changed_nor_deleted(make: Callable[[], Any])
 
 
 _PAID = {"state": CheckpointState.CONFIRMED}
+_CREDITED = {"state": CheckpointState.SETTLED, "confirmed_at": timezone.now()}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +186,8 @@ _PAID = {"state": CheckpointState.CONFIRMED}
         ("a_queued_checkpoint_has_a_transaction", {"state": CheckpointState.MINED}),
         ("a_paid_checkpoint_has_its_event", _PAID),
         ("a_paid_checkpoint_has_its_event", _PAID | {"host_amount": 1, "treasury_amount": 1}),
+        ("a_credited_checkpoint_has_its_amounts", _CREDITED),
+        ("a_credited_checkpoint_has_its_amounts", _CREDITED | {"gross": 10, "host_amount": 9}),
         ("a_proof_serves_one_checkpoint", {"proof_hash": "0x" + "1" * 64}),
     ],
 )
@@ -183,6 +195,8 @@ def test_the_database_refuses_a_checkpoint_that_cannot_be(constraint: str, chang
     session = _session()
     first, second = _seal(session, 100), _seal(session, 100)
     Checkpoint.objects.filter(pk=first.pk).update(proof_hash="0x" + "1" * 64)
+    if constraint == "a_credited_checkpoint_has_its_amounts":
+        change = change | {"transaction": _transaction("one")}
     with pytest.raises(IntegrityError), transaction.atomic():
         Checkpoint.objects.filter(pk=second.pk).update(**change)
     assert constraint in {item.name for item in Checkpoint._meta.constraints}
@@ -218,9 +232,7 @@ def test_a_job_has_one_session_for_each_deployment() -> None:
 def test_a_transaction_serves_one_checkpoint() -> None:
     session = _session()
     first, second = _seal(session, 100), _seal(session, 100)
-    row = Transaction.objects.create(
-        key="one", kind="claim", chain_id=1, sender="0x" + "1" * 40, to="0x" + "2" * 40, data="0x"
-    )
+    row = _transaction("one")
     Checkpoint.objects.filter(pk=first.pk).update(transaction=row, state=CheckpointState.QUEUED)
     with pytest.raises(IntegrityError), transaction.atomic():
         Checkpoint.objects.filter(pk=second.pk).update(transaction=row, state=CheckpointState.QUEUED)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 
 from settlement.chain.bindings import errors
 from settlement.chain.contracts import encode_values
-from settlement.models import Attempt, AttemptState, Receipt, Transaction, TransactionState
+from settlement.models import Attempt, AttemptState, Receipt, Transaction, TransactionEvent, TransactionState
 from tests.fakes.scripted_rpc import AWAY, NodeError, ScriptedRpc, block, receipt
 from tests.settlement.conftest import Clock, Wallet
 
@@ -56,7 +54,7 @@ def test_a_preconfirmation_without_a_canonical_block_is_no_receipt(
 def test_a_transaction_is_final_only_at_the_configured_depth(
     wallet: Wallet, sent: Transaction, peer: ScriptedRpc
 ) -> None:
-    wallet.confirmations = 3
+    wallet.limit(confirmations=3)
     peer.on("eth_getTransactionReceipt", receipt(sent.attempts.get().hash))
     for head, expected in ((1, TransactionState.MINED), (2, TransactionState.MINED), (3, TransactionState.FINAL)):
         peer.on("eth_getBlockByNumber", lambda params, head=head: block(head if params[0] == "latest" else 1))
@@ -87,7 +85,7 @@ def test_a_revert_without_data_still_has_a_reason(wallet: Wallet, sent: Transact
 def test_a_block_that_is_gone_takes_the_transaction_back_to_sent(
     wallet: Wallet, sent: Transaction, peer: ScriptedRpc
 ) -> None:
-    wallet.confirmations = 2
+    wallet.limit(confirmations=2)
     peer.on("eth_getTransactionReceipt", receipt(sent.attempts.get().hash))
     wallet.watch()
     assert _state(sent) == TransactionState.MINED
@@ -119,6 +117,7 @@ def test_any_attempt_of_a_transaction_may_win(
     older = sent.attempts.get()
     newer = Attempt.objects.create(
         transaction=sent,
+        nonce=0,
         hash="0x" + "5" * 64,
         raw="0x02",
         gas_limit=1,
@@ -135,25 +134,42 @@ def test_any_attempt_of_a_transaction_may_win(
 
 
 def test_what_was_final_and_is_lost_is_sent_again_before_it_blocks_others(
-    wallet: Wallet, sent: Transaction, peer: ScriptedRpc, clock: Clock
+    wallet: Wallet, sent: Transaction, peer: ScriptedRpc
 ) -> None:
+    """A chain that was killed came back without its newest blocks."""
     peer.on("eth_getTransactionReceipt", receipt(sent.attempts.get().hash))
     wallet.watch()
     assert _state(sent) == TransactionState.FINAL
+    wallet.watch()
+    assert _state(sent) == TransactionState.FINAL  # a count that is too low proves nothing while the block is there
     peer.on("eth_getTransactionReceipt", None)
-    wallet.broadcast()
-    assert len(peer.sent()) == 1  # the chain's count of 0 matters only once something waits
+    peer.on("eth_getBlockByNumber", block(branch=1))
     wallet.enqueue("second")
     wallet.broadcast()
-    assert peer.sent()[0] == peer.sent()[1]
-    assert len(set(peer.sent())) == 2
+    first, again, second = peer.sent()
+    assert first == again != second
+    assert _state(sent) == TransactionState.SENT
+    assert [event.what for event in sent.events.all()] == [TransactionEvent.What.LOST]
+    peer.on("eth_getTransactionReceipt", lambda params: receipt(params[0], branch=1))
+    wallet.watch()
     assert _state(sent) == TransactionState.FINAL
-    clock.offset += timedelta(seconds=1)
+    assert Receipt.objects.get(transaction=sent).block_hash == block(branch=1)["hash"]
+
+
+def test_an_idle_host_notices_that_the_chain_lost_what_was_final(
+    wallet: Wallet, sent: Transaction, peer: ScriptedRpc
+) -> None:
+    peer.on("eth_getTransactionReceipt", receipt(sent.attempts.get().hash))
+    wallet.watch()
+    peer.on("eth_getTransactionReceipt", None)
+    peer.on("eth_getBlockByNumber", None)
+    assert wallet.watch() == 1
+    assert (_state(sent), Receipt.objects.count()) == (TransactionState.SENT, 0)
 
 
 def test_transactions_of_other_keys_and_chains_are_left_alone(wallet: Wallet, sent: Transaction) -> None:
     Transaction.objects.filter(pk=sent.pk).update(chain_id=1)
-    calls = len(wallet.client._providers)
+    calls = len(wallet.client.endpoints())
     assert wallet.watch() == 0
     assert wallet.broadcast() == 0
     assert calls == 1

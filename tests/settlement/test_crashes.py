@@ -9,7 +9,7 @@ import pytest
 
 from jobs import sessions
 from jobs.models import SessionState
-from settlement import claims, earnings
+from settlement import claims, earnings, following, proving, sealing
 from settlement.chain import local
 from settlement.chain.client import ChainClient
 from settlement.chain.signer import LocalSigner
@@ -21,7 +21,7 @@ from settlement.models import (
     Transaction,
     TransactionState,
 )
-from settlement.txmanager import broadcaster, confirmer
+from settlement.txmanager import confirmer, nonces, sending, starting
 from tests.settlement.conftest import Settling
 
 pytestmark = pytest.mark.django_db
@@ -49,18 +49,20 @@ def _mined(settling: Settling) -> int:
 
 # Where the process dies: module or class, name, and whether the step was done.
 _BROADCAST = {
-    "the nonce is taken": (broadcaster, "_sign", False),
+    "the lease is taken": (starting, "start_batch", False),
     "the attempt is signed, not stored": (LocalSigner, "sign", True),
-    "the attempt is stored, not sent": (ChainClient, "send_raw", False),
-    "the node has it, nobody knows": (ChainClient, "send_raw", True),
-    "the answer is known, not stored": (broadcaster, "_set_state", False),
+    "the attempt is to be stored": (nonces, "start", False),
+    "the attempt is stored, not sent": (nonces, "start", True),
+    "the node has it, nobody knows": (ChainClient, "send_raws", True),
+    "the answer is known, not stored": (sending, "record", False),
+    "the answer is stored": (sending, "record", True),
 }
 _CONFIRM = {
-    "a receipt is seen, not stored": (confirmer, "_record_receipt", False),
-    "a receipt is stored, not final": (confirmer, "_record_receipt", True),
-    "it is final, not matched": (claims, "_settle", False),
-    "it is matched, not booked": (earnings, "book_claim", False),
-    "it is booked": (claims, "_settle", True),
+    "a receipt is seen, not stored": (confirmer, "_record", False),
+    "a receipt is stored, not final": (confirmer, "_record", True),
+    "it is final, not matched": (following, "_confirm", False),
+    "it is matched, not booked": (earnings, "book", False),
+    "it is booked": (following, "_confirm", True),
 }
 
 
@@ -98,16 +100,16 @@ def test_a_claim_is_mined_and_booked_once_wherever_the_process_dies(
     assert stored in ([], list(Attempt.objects.values_list("raw", flat=True)))
 
 
-@pytest.mark.parametrize("step", ["seal_due", "prove_due", "submit_due"])
+@pytest.mark.parametrize(("owner", "step"), [(sealing, "seal_due"), (proving, "prove_due"), (claims, "submit_due")])
 def test_preparing_a_claim_survives_a_death_after_each_step(
-    settling: Settling, monkeypatch: pytest.MonkeyPatch, step: str
+    settling: Settling, monkeypatch: pytest.MonkeyPatch, owner: Any, step: str
 ) -> None:
     session = settling.open_session()
     settling.generate(session, 150)
     settling.pass_time(2)
     before = _mined(settling)
     with monkeypatch.context() as patch:
-        patch.setattr(claims, step, _die_after(getattr(claims, step)))
+        patch.setattr(owner, step, _die_after(getattr(owner, step)))
         with pytest.raises(Killed):
             settling.prepare_claims()
     settling.settle()
@@ -122,7 +124,7 @@ def test_a_death_while_proving_waits_for_the_lease_and_goes_on(
     settling.pass_time(2)
     before = _mined(settling)
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "_prove", _die)
+        patch.setattr(proving, "_prove", _die)
         with pytest.raises(Killed):
             settling.prepare_claims()
     assert settling.states(session) == [CheckpointState.PROVING]
@@ -146,7 +148,7 @@ def test_a_reorg_takes_the_claim_back_and_it_is_sent_again_and_booked_once(settl
     local.reorganise(deep.world.url, depth=1)
     try:
         deep.watch()
-        claims.follow_transactions(deep.chain)
+        following.follow_transactions(deep.chain)
         row = Transaction.objects.get()
         assert (row.state, deep.states(session)) == (TransactionState.SENT, [CheckpointState.REORGED])
         assert not Receipt.objects.exists()
@@ -187,7 +189,7 @@ def test_a_completion_is_mined_once_when_the_process_dies_on_the_way(
     settling.close_sessions()
     before = _mined(settling)
     with monkeypatch.context() as patch:
-        patch.setattr(broadcaster, "_set_state", _die)
+        patch.setattr(sending, "record", _die)
         with pytest.raises(Killed):
             settling.broadcast()
     settling.settle()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from settlement.chain.marketplaces import AcceptedClaim
+from settlement.chain.marketplace import AcceptedClaim
 from settlement.models import CheckpointState, Earning, EarningKind, Transaction, TransactionState
 from tests.settlement.conftest import Settling
 

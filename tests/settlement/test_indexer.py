@@ -45,7 +45,7 @@ def test_the_cursor_follows_the_final_head_and_repeats_nothing(
 
 
 def test_long_ranges_are_read_in_parts(settling: Settling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer, "RANGE_BLOCKS", 3)
+    monkeypatch.setattr(indexer, "LOG_RANGE_BLOCKS", 3)
     session_id, refund = _completed(settling)
     local.mine(settling.world.url, blocks=7)
     assert settling.index() == settling.chain.client.head().number
@@ -116,7 +116,7 @@ def test_a_failure_in_the_middle_repeats_the_range_and_skips_none(
 @pytest.mark.parametrize("confirmations", [1, 3])
 def test_a_deployment_of_unknown_age_is_followed_from_now_on(settling: Settling, confirmations: int) -> None:
     deployment = replace(settling.chain.deployment, deployed_at_block=None)
-    deep = replace(settling, chain=replace(settling.chain, deployment=deployment, confirmations=confirmations))
+    deep = replace(settling, chain=replace(settling.with_confirmations(confirmations).chain, deployment=deployment))
     local.mine(deep.world.url, blocks=5)
     deep.index()
     _completed(deep)

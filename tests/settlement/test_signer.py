@@ -2,77 +2,203 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eth_account import Account
 from hexbytes import HexBytes
 
+from settlement.chain.bindings import HostEarnings, JobMarketplace, NodeRegistry
+from settlement.chain.bindings import TestUSDC as Usdc
+from settlement.chain.contracts import Call
 from settlement.chain.signer import (
     KeyUnusable,
     LocalSigner,
     SigningRefused,
+    SigningRules,
     UnsignedTransaction,
     account_of_key,
     account_of_keystore,
     compressed_public_key,
+    host_rules,
 )
 
-CONTRACT = "0x" + "aB" * 20
-TRANSACTION = UnsignedTransaction(
-    chain_id=31337,
-    nonce=3,
-    to=CONTRACT,
-    data=b"\x01\x02",
-    value=0,
-    gas_limit=100_000,
-    max_fee_per_gas=10**9,
-    max_priority_fee_per_gas=10**6,
-)
+MARKETPLACE = JobMarketplace("0x" + "aB" * 20)
+EARNINGS = HostEarnings("0x" + "e1" * 20)
+REGISTRY = NodeRegistry("0x" + "dE" * 20)
+USDC = Usdc("0x" + "c5" * 20)
+SWEEP_TO = "0x" + "5e" * 20
+STRANGER = "0x" + "99" * 20
+GAS = 100_000
+FEE = 10**9
 ACCOUNT = Account.create()
 KEY = bytes(ACCOUNT.key).hex()
+RULES = host_rules(
+    chain_id=31337,
+    marketplace=MARKETPLACE.address,
+    host_earnings=EARNINGS.address,
+    node_registry=REGISTRY.address,
+    usdc=USDC.address,
+    sweep_to=SWEEP_TO,
+    max_fee_per_gas=FEE,
+    max_cost=10 * GAS * FEE,
+    daily_cost=100 * GAS * FEE,
+    max_stake=10**17,
+)
+REGISTRATION = {"metadata": "{}", "api_url": "u", "model_ids": [], "min_price_native": 1, "min_price_stable": 1}
+
+
+def _transaction(call: Call[Any] | None = None, **fields: Any) -> UnsignedTransaction:
+    made = UnsignedTransaction(
+        chain_id=31337,
+        nonce=3,
+        to=call.to if call else str(ACCOUNT.address),
+        data=call.data if call else b"",
+        value=call.value if call else 0,
+        gas_limit=GAS,
+        max_fee_per_gas=FEE,
+        max_priority_fee_per_gas=10**6,
+    )
+    return replace(made, **fields)
+
+
+CLAIM = MARKETPLACE.submit_proof_of_work(job_id=1, tokens_claimed=100, proof=b"proof")
 
 
 @pytest.fixture
 def signer() -> LocalSigner:
-    return LocalSigner(ACCOUNT, chain_id=31337, contracts=[CONTRACT], max_fee_per_gas=10**9)
+    return LocalSigner(ACCOUNT, rules=RULES)
 
 
 def test_a_signature_is_the_accounts_and_its_hash_is_known_at_once(signer: LocalSigner) -> None:
-    signed = signer.sign(TRANSACTION)
+    signed = signer.sign(_transaction(CLAIM))
     assert Account.recover_transaction(HexBytes(signed.raw)) == ACCOUNT.address
-    assert signer.sign(TRANSACTION) == signed
+    assert signer.sign(_transaction(CLAIM)) == signed
     assert len(signed.hash) == 32
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    "allowed",
     [
-        ({"chain_id": 1}, "chain 1 is not the configured chain 31337"),
-        ({"to": "0x" + "cd" * 20}, "none of this node's contracts"),
-        ({"max_fee_per_gas": 10**9 + 1}, "FABSTIR_MAX_FEE_PER_GAS_WEI"),
+        _transaction(CLAIM),
+        _transaction(MARKETPLACE.complete_session_job(job_id=1, conversation_cid="cid")),
+        _transaction(
+            MARKETPLACE.complete_session_job_with_proof(
+                job_id=1, tokens_claimed=7, proof=b"proof", conversation_cid="cid"
+            )
+        ),
+        _transaction(MARKETPLACE.trigger_session_timeout(1)),
+        _transaction(EARNINGS.withdraw(amount=1, token=USDC.address)),
+        _transaction(EARNINGS.withdraw_all(USDC.address)),
+        _transaction(EARNINGS.withdraw_multiple([USDC.address])),
+        _transaction(REGISTRY.register_node(**REGISTRATION, value=10**17)),
+        _transaction(REGISTRY.unregister_node()),
+        _transaction(USDC.transfer(to=SWEEP_TO, value=10**12)),
+        _transaction(to=SWEEP_TO, value=10**20),
+        _transaction(),
     ],
 )
-def test_nothing_is_signed_beyond_the_limits(signer: LocalSigner, change: dict[str, object], words: str) -> None:
-    with pytest.raises(SigningRefused, match=words) as refused:
-        signer.sign(replace(TRANSACTION, **change))
-    assert KEY not in str(refused.value)
+def test_what_a_hosts_work_consists_of_is_signed(signer: LocalSigner, allowed: UnsignedTransaction) -> None:
+    assert Account.recover_transaction(HexBytes(signer.sign(allowed).raw)) == ACCOUNT.address
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (_transaction(CLAIM, chain_id=1), "chain 1 is not the configured chain 31337 .CHAIN_ID"),
+        (_transaction(CLAIM, to=STRANGER), "none of this node's contracts .CONTRACT_JOB_MARKETPLACE"),
+        (_transaction(CLAIM, to=EARNINGS.address), "a host calls no function 0x"),
+        (_transaction(CLAIM, data=b"\x01"), "a host calls no function 0x01"),
+        (_transaction(MARKETPLACE.withdraw_treasury(USDC.address)), "a host calls no function"),
+        (_transaction(MARKETPLACE.transfer_ownership(USDC.address)), "a host calls no function"),
+        (_transaction(CLAIM, value=1), "1 wei with a call of .* is above the limit of 0"),
+        (_transaction(REGISTRY.register_node(**REGISTRATION, value=10**17 + 1)), "above the limit of 1000"),
+        (_transaction(REGISTRY.unregister_node(), value=1), "above the limit of 0"),
+        (_transaction(CLAIM, max_fee_per_gas=FEE + 1), "FABSTIR_MAX_FEE_PER_GAS_WEI"),
+        (_transaction(CLAIM, gas_limit=2**24 + 1), "above the chain's limit of 16777216"),
+        (_transaction(CLAIM, gas_limit=10 * GAS + 1), "FABSTIR_MAX_TRANSACTION_COST_WEI"),
+        (_transaction(value=1), "FABSTIR_SWEEP_TO"),
+        (_transaction(to=STRANGER), "FABSTIR_SWEEP_TO"),
+        (_transaction(data=b"\x00"), "none of this node's contracts"),
+        (_transaction(to=MARKETPLACE.address, value=5), "5 wei to .* sweep address only"),
+        (_transaction(to=SWEEP_TO, data=b"\x01\x02\x03\x04"), "none of this node's contracts"),
+        (_transaction(USDC.transfer(to=USDC.address, value=1)), "FABSTIR_SWEEP_TO"),
+        (
+            _transaction(USDC.transfer(to=SWEEP_TO, value=1), data=Usdc("0x" + "c5" * 20).decimals().data),
+            "function",
+        ),
+        (_transaction(USDC.approve(spender=SWEEP_TO, value=1)), "a host calls no function"),
+        (_transaction(data=USDC.transfer(to=SWEEP_TO, value=1).data[:30], to=USDC.address), "unreadable address"),
+    ],
+)
+def test_nothing_is_signed_beyond_the_limits(signer: LocalSigner, refused: UnsignedTransaction, words: str) -> None:
+    with pytest.raises(SigningRefused, match=words) as refusal:
+        signer.sign(refused)
+    assert KEY not in str(refusal.value)
+
+
+def test_without_a_sweep_address_no_money_leaves() -> None:
+    rules = host_rules(
+        chain_id=31337, marketplace=MARKETPLACE.address, usdc=USDC.address, max_fee_per_gas=FEE, max_cost=10**18,
+        daily_cost=10**18,
+    )  # fmt: skip
+    signer = LocalSigner(ACCOUNT, rules=rules)
+    for transaction in (_transaction(to=SWEEP_TO, value=1), _transaction(USDC.transfer(to=SWEEP_TO, value=1))):
+        with pytest.raises(SigningRefused):
+            signer.sign(transaction)
+
+
+def _daily(now: Callable[[], float]) -> LocalSigner:
+    rules: SigningRules = replace(RULES, daily_cost=3 * GAS * FEE)
+    return LocalSigner(ACCOUNT, rules=rules, clock=now)
+
+
+def test_a_days_signatures_cost_no_more_than_the_signer_allows() -> None:
+    now = [0.0]
+    signer = _daily(lambda: now[0])
+    for nonce in range(3):
+        signer.sign(_transaction(CLAIM, nonce=nonce))
+    with pytest.raises(SigningRefused, match="FABSTIR_DAILY_GAS_BUDGET_WEI"):
+        signer.sign(_transaction(CLAIM, nonce=3))
+    now[0] = 24 * 3600 + 1.0
+    signer.sign(_transaction(CLAIM, nonce=3))
+    assert signer._day._total == GAS * FEE
+
+
+def test_a_nonce_signed_again_counts_once_with_its_dearest_signature() -> None:
+    signer = _daily(lambda: 0.0)
+    for fee in (FEE // 2, FEE, FEE // 4):
+        for nonce in range(3):
+            signer.sign(_transaction(CLAIM, nonce=nonce, max_fee_per_gas=fee, max_priority_fee_per_gas=1))
+    assert signer._day._total == 3 * GAS * FEE
 
 
 def test_the_key_is_in_no_representation_of_the_signer(signer: LocalSigner) -> None:
-    for shown in (repr(signer), str(signer), f"{signer}", repr([signer])):
+    attributes = {name: getattr(signer, name) for name in LocalSigner.__slots__}
+    for shown in (repr(signer), str(signer), f"{signer}", repr([signer]), repr(attributes), repr(signer.rules)):
         assert KEY not in shown.lower()
-        assert signer.address in shown
+    assert signer.address in repr(signer)
+    assert not hasattr(signer, "__dict__")
+
+
+@pytest.mark.parametrize("copying", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_signer_is_neither_copied_nor_stored(signer: LocalSigner, copying: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="holds a key"):
+        copying(signer)
 
 
 def test_the_key_is_in_no_log_line_of_an_unforeseen_error(
     signer: LocalSigner, caplog: pytest.LogCaptureFixture
 ) -> None:
     try:
-        signer.sign(replace(TRANSACTION, nonce=-1))
+        signer.sign(_transaction(CLAIM, nonce=-1))
     except Exception:
         logging.getLogger("tests").exception("unforeseen: %r", signer)
     assert "unforeseen" in caplog.text
@@ -87,10 +213,15 @@ def test_an_unusable_key_is_refused_without_showing_it(key: str) -> None:
     assert refused.value.__cause__ is None
 
 
-def test_a_keystore_opens_with_its_password_only(tmp_path: Path) -> None:
-    keystore, password = tmp_path / "keystore.json", tmp_path / "password"
+def _keystore(folder: Path, password: str = "correct") -> tuple[Path, Path]:
+    keystore, file = folder / "keystore.json", folder / "password"
     keystore.write_text(json.dumps(Account.encrypt(KEY, "correct", kdf="pbkdf2", iterations=2)))
-    password.write_text("correct\n")
+    file.write_text(password + "\n")
+    return keystore, file
+
+
+def test_a_keystore_opens_with_its_password_only(tmp_path: Path) -> None:
+    keystore, password = _keystore(tmp_path)
     assert account_of_keystore(keystore, password_file=password).address == ACCOUNT.address
     password.write_text("wrong")
     with pytest.raises(KeyUnusable, match=r"password in .*password") as refused:
@@ -98,7 +229,28 @@ def test_a_keystore_opens_with_its_password_only(tmp_path: Path) -> None:
     assert "wrong" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"crypto": {}}'])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_file_is_named(tmp_path: Path, missing: int) -> None:
+    files = _keystore(tmp_path)
+    files[missing].unlink()
+    with pytest.raises(KeyUnusable, match="No such file"):
+        account_of_keystore(files[0], password_file=files[1])
+
+
+def test_a_key_that_every_user_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keystore, password = _keystore(tmp_path)
+    for path in (keystore, password):
+        path.chmod(0o644)
+    tmp_path.chmod(0o700)
+    assert account_of_keystore(keystore, password_file=password).address == ACCOUNT.address
+    monkeypatch.setattr(Path, "parents", property(lambda path: [Path("/")]))  # as if no folder kept others out
+    with pytest.raises(KeyUnusable, match="chmod 600"):
+        account_of_keystore(keystore, password_file=password)
+    password.chmod(0o640)
+    assert account_of_keystore(keystore, password_file=password).address == ACCOUNT.address
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"crypto": {}}', "5", "null"])
 def test_a_damaged_keystore_names_its_file(tmp_path: Path, content: str) -> None:
     keystore, password = tmp_path / "keystore.json", tmp_path / "password"
     keystore.write_text(content)

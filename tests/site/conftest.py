@@ -116,6 +116,11 @@ class Node:
         self._output.close()
 
 
+def give_model(data_dir: Path, model: Path) -> Path:
+    """A copy of a converted model where the node finds it."""
+    return shutil.copytree(model, data_dir / "models" / model.name)
+
+
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     # Not under pytest's own directory: its path may be longer than a Unix socket's.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,14 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.site.conftest import ROOT, Node
+from tests.site.conftest import ROOT, Node, give_model
 
 pytestmark = pytest.mark.timeout(400)
 NodeMaker = Callable[..., Node]
-
-
-def _give_model(data_dir: Path, model: Path) -> Path:
-    return shutil.copytree(model, data_dir / "models" / model.name)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +52,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line(node: NodeMaker) -> None:
 
 
 def test_a_corrupt_model_is_refused_by_the_engine(node: NodeMaker, data_dir: Path, default_model_path: Path) -> None:
-    model = _give_model(data_dir, default_model_path)
+    model = give_model(data_dir, default_model_path)
     refused = node()
     serve = "from fabstir_site import provisioning as p; p.migrate(print); p.ensure_model(print)"
     subprocess.run(
@@ -78,7 +73,7 @@ def test_a_node_starts_stops_whole_and_finds_its_data_again(
 ) -> None:
     # Longer than a Unix socket's path may be.
     home = data_dir / ("long-" * 20) / "data"
-    _give_model(home, default_model_path)
+    give_model(home, default_model_path)
     first = node(home)
     first.start()
     first.wait_until_ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from fabstir_site.environment import Addresses, ConfigurationError, Environment,
 ADDRESS = "0x" + "aB" * 20
 KEY = "0x" + "5e" * 32
 NUMBERS = {
-    "FABSTIR_CONFIRMATIONS": "confirmations",
-    "FABSTIR_MAX_FEE_PER_GAS_WEI": "max_fee_per_gas_wei",
+    "FABSTIR_CONFIRMATIONS": "limits.confirmations",
+    "FABSTIR_MAX_FEE_PER_GAS_WEI": "limits.max_fee_per_gas",
+    "FABSTIR_MAX_TRANSACTION_COST_WEI": "limits.max_cost",
+    "FABSTIR_DAILY_GAS_BUDGET_WEI": "limits.daily_budget",
+    "FABSTIR_MIN_BASE_FEE_WEI": "limits.min_base_fee",
+    "FABSTIR_MIN_PRIORITY_FEE_WEI": "limits.min_priority_fee",
+    "FABSTIR_MAX_IN_FLIGHT": "limits.max_in_flight",
+    "FABSTIR_RPC_TIMEOUT_SECONDS": "rpc_timeout_seconds",
+    "FABSTIR_VALUE_TO_GAS_RATIO": "value_to_gas_ratio",
+    "FABSTIR_NATIVE_PRICE_USDC": "native_price_usdc",
     "FABSTIR_CHECKPOINT_MAX_AGE_SECONDS": "checkpoint_max_age_seconds",
     "FABSTIR_DISCONNECT_GRACE_SECONDS": "disconnect_grace_seconds",
     "FABSTIR_IDLE_CLOSE_SECONDS": "idle_close_seconds",
@@ -25,6 +34,7 @@ NUMBERS = {
     "CHECKPOINT_THRESHOLD": "checkpoint_threshold",
     "API_PORT": "api_port",
 }
+MAY_BE_ZERO = ("FABSTIR_DISCONNECT_GRACE_SECONDS", "FABSTIR_MIN_PRIORITY_FEE_WEI", "FABSTIR_VALUE_TO_GAS_RATIO")
 CONTRACTS = {
     "CONTRACT_JOB_MARKETPLACE": "JobMarketplace",
     "CONTRACT_HOST_EARNINGS": "HostEarnings",
@@ -78,7 +88,7 @@ def test_an_empty_variable_is_an_error_that_names_it(read: Any, variable: str, v
 
 @pytest.mark.parametrize(("variable", "field"), NUMBERS.items())
 def test_numbers_are_read(read: Any, variable: str, field: str) -> None:
-    assert getattr(read(**{variable: " 250 "}), field) == 250
+    assert attrgetter(field)(read(**{variable: " 250 "})) == 250
 
 
 @pytest.mark.parametrize("variable", NUMBERS)
@@ -87,13 +97,42 @@ def test_what_is_no_number_is_named(read: Any, variable: str, value: str) -> Non
     assert variable in _refused(read, **{variable: value})
 
 
-@pytest.mark.parametrize("variable", [name for name in NUMBERS if name != "FABSTIR_DISCONNECT_GRACE_SECONDS"])
+@pytest.mark.parametrize("variable", [name for name in NUMBERS if name not in MAY_BE_ZERO])
 def test_zero_is_refused_where_it_makes_no_sense(read: Any, variable: str) -> None:
     assert f"{variable} must be 1 or more" in _refused(read, **{variable: "0"})
 
 
-def test_the_grace_period_may_be_none(read: Any) -> None:
-    assert read(FABSTIR_DISCONNECT_GRACE_SECONDS="0").disconnect_grace_seconds == 0
+@pytest.mark.parametrize("variable", MAY_BE_ZERO)
+def test_zero_is_taken_where_it_means_none(read: Any, variable: str) -> None:
+    assert attrgetter(NUMBERS[variable])(read(**{variable: "0"})) == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [
+        ("FABSTIR_EXPOSURE_PER_JOB", "exposure_per_job"),
+        ("FABSTIR_EXPOSURE_TOTAL", "exposure_total"),
+    ],
+)
+def test_limits_of_money_name_their_kind(read: Any, variable: str, field: str) -> None:
+    assert getattr(read(), field) == {}
+    found = getattr(read(**{variable: "native=1000000000000000000, usdc=5000000"}), field)
+    assert found == {"native": 10**18, "usdc": 5_000_000}
+    for wrong in ("5", "eth=5", "usdc=", "usdc=1.5", "usdc=1,usdc=2", "usdc=-1"):
+        assert variable in _refused(read, **{variable: wrong})
+
+
+def test_a_sweep_needs_an_address_to_go_to(read: Any) -> None:
+    assert "FABSTIR_SWEEP_TO" in _refused(read, FABSTIR_SWEEP_ABOVE="usdc=5000000")
+    swept = read(FABSTIR_SWEEP_ABOVE="usdc=5000000", FABSTIR_SWEEP_TO=ADDRESS)
+    assert (swept.sweep_above, swept.sweep_to) == ({"usdc": 5_000_000}, ADDRESS)
+
+
+def test_finality_and_the_l1_fee_oracle_follow_the_chain(read: Any) -> None:
+    assert (read().limits.finality, read().limits.fee_oracle) == ("depth", None)
+    base = read(RPC_URL="https://one.example", FABSTIR_FINALITY="safe")
+    assert (base.limits.finality, base.limits.fee_oracle) == ("safe", "0x420000000000000000000000000000000000000F")
+    assert "FABSTIR_FINALITY" in _refused(read, FABSTIR_FINALITY="soon")
 
 
 @pytest.mark.parametrize(("variable", "contract"), CONTRACTS.items())
@@ -177,7 +216,7 @@ def test_without_any_variable_everything_is_embedded(tmp_path: Path, read: Any) 
     assert environment.embedded_chain
     assert environment.embedded_broker
     assert environment.serve_unpaid
-    assert (environment.chain_id, environment.confirmations, environment.checkpoint_threshold) == (31337, 1, 100)
+    assert (environment.chain_id, environment.limits.confirmations, environment.checkpoint_threshold) == (31337, 1, 100)
     assert (environment.api_host, environment.api_port) == ("127.0.0.1", 8080)
     assert (environment.rpc_urls, environment.redis_url, environment.database_url) == ((), None, None)
     assert environment.host_private_key is None
@@ -188,7 +227,7 @@ def test_without_any_variable_everything_is_embedded(tmp_path: Path, read: Any) 
 def test_a_node_of_ones_own_changes_what_follows_from_it(read: Any) -> None:
     environment = read(RPC_URL="https://one.example, https://two.example")
     assert environment.rpc_urls == ("https://one.example", "https://two.example")
-    assert (environment.chain_id, environment.confirmations) == (84532, 12)
+    assert (environment.chain_id, environment.limits.confirmations) == (84532, 12)
     assert not environment.embedded_chain
     assert not environment.serve_unpaid
     assert environment.embedded_broker

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import logging.config
@@ -83,3 +85,56 @@ def test_the_configuration_can_be_used(log_format: str) -> None:
     assert configuration["handlers"]["stdout"]["formatter"] == log_format
     logging.config.DictConfigurator(configuration)
     assert set(configuration["formatters"]) == {"text", "json"}
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_known", logs._Known())
+    logs.keep_secret(["0x" + KEY, "pa/ss w0rd", "tOkEn"])
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sent {KEY}",
+        f"sent 0X{KEY.upper()}",
+        f"number {int(KEY, 16)}",
+        f"bytes {bytes.fromhex(KEY)!r}",
+        f"base64 {base64.b64encode(bytes.fromhex(KEY)).decode()}",
+        "GET /pa%2Fss%20w0rd",
+        "GET /?p=pa%2Fss+w0rd",
+        "said pa/ss w0rd",
+        f"basic {base64.b64encode(b'pa/ss w0rd').decode()}",
+        "for TOKEN or token",
+    ],
+)
+def test_a_known_secret_is_replaced_in_every_spelling(text: str) -> None:
+    assert logs.redact(text).split(" ", 1)[1] != text.split(" ", 1)[1]
+    assert "[redacted]" in logs.redact(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("GET /v1?apikey=abc123&x=1", "abc123"),
+        ("Authorization: Bearer abcdefghijklmnop", "abcdefghijklmnop"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz'}", "dXNlcjpwYXNz"),
+        ("sent bearer abcdefghijklmnop", "abcdefghijklmnop"),
+        ('{"crypto": {"ciphertext": "' + "ab" * 32 + '"}}', "ab" * 32),
+    ],
+)
+def test_what_looks_like_a_secret_is_replaced_though_nobody_knows_it(text: str, secret: str) -> None:
+    assert secret not in logs.redact(text)
+    assert logs.redact(logs.redact(text)) == logs.redact(text)
+
+
+@pytest.mark.usefixtures("known")
+def test_what_is_printed_past_the_loggers_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    for _ in range(2):
+        logs.guard_standard_error()
+    sys.stderr.writelines([f"key {KEY}\n", "fine\n"])
+    sys.stderr.flush()
+    assert stream.getvalue() == "key [redacted]\nfine\n"
