@@ -29,13 +29,12 @@ from jobs.inference.engine import (
 )
 from jobs.inference.generation import Generation
 from jobs.inference.lane import Lane
+from jobs.inference.options import check_options, own_ids
 from jobs.inference.shelf import ModelSource, ServedModel, Shelf
 from jobs.inference.waiting import AGE_SECONDS
 
 logger = logging.getLogger(__name__)
 
-MAX_TOP_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
 _TICK_SECONDS = 0.5
 
 
@@ -103,7 +102,7 @@ class Scheduler:
         if request.request_id in self._admitted:
             raise RequestRefused(f"A request with the id {request.request_id} is running.")
         served = self._shelf.get(request.model)
-        _check_options(request)
+        check_options(request)
         self._require_place(served)
         generation = Generation(request, notify=notify)
         admission = _Admission(generation, served=served)
@@ -249,7 +248,7 @@ class Scheduler:
             return
         request = generation.request
         if request.prompt_ids is not None:
-            prompt = _own_ids(request.prompt_ids, lane=lane)
+            prompt = own_ids(request.prompt_ids, lane=lane)
         else:
             prompt = await asyncio.wrap_future(lane.encode(request.messages, prompt=request.prompt))
         context = lane.generator.loaded.context_length
@@ -372,32 +371,3 @@ def _status(served: ServedModel, *, admitted: Sequence[Generation]) -> ModelStat
         refused=served.refused,
         memory_bytes=served.source.description.memory_bytes if lane is not None else 0,
     )
-
-
-def _own_ids(token_ids: tuple[int, ...], *, lane: Lane) -> tuple[int, ...]:
-    size = lane.generator.loaded.vocabulary_size
-    if not token_ids or any(not 0 <= token < size for token in token_ids):
-        raise RequestRefused(f"The prompt must be one or more token ids from 0 to {size - 1}.")
-    return token_ids
-
-
-def _check_options(request: GenerationRequest) -> None:
-    prompts = (bool(request.messages), request.prompt is not None, request.prompt_ids is not None)
-    if sum(prompts) != 1:
-        raise RequestRefused("Exactly one of messages, a prompt text and prompt ids must be given.")
-    sound = (
-        request.max_tokens >= 1
-        and 0.0 <= request.temperature <= 2.0
-        and request.top_k >= 0
-        and 0.0 < request.top_p <= 1.0
-        and 0.0 < request.repetition_penalty <= 10.0
-        and (request.top_logprobs is None or 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS)
-        and len(request.stop) <= MAX_STOP_STRINGS
-        and (request.patience_seconds is None or request.patience_seconds >= 0)
-    )
-    if not sound:
-        raise RequestRefused(
-            "An option is out of range: max_tokens ≥ 1, temperature 0 to 2, top_k ≥ 0, top_p above 0 to 1,"
-            f" repetition_penalty above 0 to 10, top_logprobs 0 to {MAX_TOP_LOGPROBS},"
-            f" at most {MAX_STOP_STRINGS} stop strings, patience_seconds ≥ 0."
-        )
