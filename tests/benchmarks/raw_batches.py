@@ -18,14 +18,13 @@ from jobs.inference.placement import choose_placement, create_generator
 from nodes.model_manifest import read_manifest, read_vocabulary
 
 # Measured best for unequal prompts: a batch is decoded step by step up to its longest prompt.
-_ROWS = 8
 _NEAR = 32
 
 
-def batches(prompts: list[dict[str, Any]], *, replicas: int) -> list[list[dict[str, Any]]]:
-    """Prompts of like length together; an even share for each replica where all are alike."""
+def batches(prompts: list[dict[str, Any]], *, replicas: int, most: int) -> list[list[dict[str, Any]]]:
+    """Prompts of like length together; at most ``most``, an even share for each replica where all are alike."""
     ordered = sorted(prompts, key=lambda prompt: -len(prompt["ids"]))
-    rows = max(1, min(_ROWS, -(-len(prompts) // replicas)))
+    rows = max(1, min(most, -(-len(prompts) // replicas)))
     found: list[list[dict[str, Any]]] = []
     for prompt in ordered:
         if found and len(found[-1]) < rows and len(found[-1][0]["ids"]) - len(prompt["ids"]) <= _NEAR:
@@ -62,7 +61,7 @@ def main() -> None:
                 print(_first_token(generate, prompts[0]), flush=True)
             return
         started = time.perf_counter()
-        tokens = sum(threads.map(generate, batches(prompts, replicas=placement.replicas)))
+        tokens = sum(threads.map(generate, batches(prompts, replicas=placement.replicas, most=placement.batch_rows)))
         seconds = time.perf_counter() - started
     print(json.dumps({"tokens_per_second": tokens / seconds}))
 

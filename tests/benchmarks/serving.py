@@ -193,7 +193,7 @@ def _llama() -> Iterator[str | None]:
 
 def _options(source: Path) -> list[str]:
     context = str(SLOTS * _CONTEXT_OF_A_SLOT)
-    return ["-m", str(source), "-np", str(SLOTS), "-t", str(os.cpu_count()), "-c", context, "--no-webui"]
+    return ["-m", str(source), "-np", str(SLOTS), "-t", str(len(os.sched_getaffinity(0))), "-c", context, "--no-webui"]
 
 
 def _gguf() -> Path:

@@ -75,10 +75,10 @@ def test_several_gpus_and_their_best_type_are_chosen(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 3)
     monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device, index=0: types[index])
     everything = choose_placement()
-    assert (everything.device, everything.device_indexes, everything.replicas) == ("cuda", (0, 1, 2), 6)
+    assert (everything.device, everything.device_indexes, everything.replicas) == ("cuda", (0, 1, 2), 3)
     assert everything.compute_type == "default"  # they have none in common
-    some = choose_placement(device_indexes=[0, 2], replicas=1, batch_rows=16)
-    assert (some.device_indexes, some.compute_type, some.replicas, some.batch_rows) == ((0, 2), "int8_float16", 2, 16)
+    some = choose_placement(device_indexes=[0, 2], replicas=2, batch_rows=16)
+    assert (some.device_indexes, some.compute_type, some.replicas, some.batch_rows) == ((0, 2), "int8_float16", 4, 16)
     assert choose_placement(device_indexes=[0], compute_type="bfloat16").compute_type == "bfloat16"
     assert choose_placement(device="cpu").device == "cpu"
     with pytest.raises(ModelLoadError, match=r"no GPU 3.*FABSTIR_ENGINE_GPUS"):
@@ -91,7 +91,7 @@ def test_several_gpus_and_their_best_type_are_chosen(monkeypatch: pytest.MonkeyP
         ("CUDA failed with error out of memory", "FABSTIR_COMPUTE_TYPE=int8"),
         ("Requested int8_float16 compute type, but the target device does not support it", "int8_float32"),
         ("CUDA driver version is insufficient for CUDA runtime version", "NVIDIA driver"),
-        ("Library libcublas.so.12 is not found or cannot be loaded", "CUDA 12"),
+        ("Library libcublas.so.12 is not found or cannot be loaded", "requirements-cuda.txt"),
         ("File model.bin is incomplete", "models verify"),
     ],
 )
