@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from eth_typing import ChecksumAddress
+from hexbytes import HexBytes
 from web3 import HTTPProvider, Web3
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -59,8 +60,8 @@ class Receipt:
     claims: list[AcceptedClaim]
     end: EndedJob
     gas: int
-    user_paid: int
-    host_credited: int
+    user_received: int
+    host_received: int
     differences: list[str] = field(default_factory=list)
 
 
@@ -74,11 +75,6 @@ class User:
         self.account: ChecksumAddress = local.accounts(url)[5]
         assert chain.deployment.usdc is not None  # noqa: S101 - the embedded deployment has one
         self._usdc = TestUSDC(chain.deployment.usdc)
-
-    @property
-    def balance(self) -> int:
-        """Base units of test USDC."""
-        return self._chain.client.call(self._usdc.balance_of(self.account))
 
     def open_job(self) -> int:
         """Deposit test USDC into a job for this host; returns the job's id."""
@@ -110,7 +106,6 @@ class User:
 def run(chain: HostChain, *, progress: Progress) -> Receipt:
     """Deposit, chat, claim, close, refund. Raises ``DemonstrationFailed``."""
     user = User(chain)
-    before, credited_before = user.balance, _host_balance(chain)
     job_id = user.open_job()
     progress(f"job {job_id}: {DEPOSIT} base units of test USDC deposited at {PRICE_PER_TOKEN} per token")
     prompts = asyncio.run(_chat(job_id, progress=progress))
@@ -120,15 +115,17 @@ def run(chain: HostChain, *, progress: Progress) -> Receipt:
     job = chain.marketplace.find_job(chain.client, job_id)
     if job is None or job_id not in history.ends:
         raise DemonstrationFailed(f"the chain does not show the end of job {job_id}")
+    claims, end = history.claims.get(job_id, []), history.ends[job_id]
+    # Balances would not do: the host earns from other jobs meanwhile.
+    moves = _moves(chain, [*(claim.position.transaction_hash for claim in claims), end.position.transaction_hash])
     receipt = Receipt(
         job=job,
         prompts=prompts,
-        claims=history.claims.get(job_id, []),
-        end=history.ends[job_id],
+        claims=claims,
+        end=end,
         gas=_sum(session, EarningKind.GAS),
-        # The deposit was minted for the job: what is missing of it afterwards is what was paid.
-        user_paid=before + DEPOSIT - user.balance,
-        host_credited=_host_balance(chain) - credited_before,
+        user_received=sum(value for receiver, value in moves if receiver == job.requester.lower()),
+        host_received=sum(value for receiver, value in moves if receiver in _purses(chain)),
     )
     receipt.differences = list(_differences(receipt, session))
     receipt.differences += [f"{found.invariant} {found.message}" for found in ledger.verify(chain)]
@@ -207,10 +204,25 @@ def _wait_for_end(job_id: int, *, deployment: str) -> Session:
     raise DemonstrationFailed(f"job {job_id} was not completed within {_PATIENCE_SECONDS} s")
 
 
-def _host_balance(chain: HostChain) -> int:
-    """What the host can withdraw of test USDC, base units."""
-    assert chain.deployment.usdc is not None and chain.host is not None  # noqa: S101 - the embedded host has both
-    return chain.marketplace.withdrawable(chain.client, host=chain.host, token=chain.deployment.usdc)
+def _moves(chain: HostChain, transactions: Sequence[str]) -> list[tuple[str, int]]:
+    """Receiver and base units of every transfer of test USDC out of the marketplace in these transactions."""
+    found = []
+    for transaction in dict.fromkeys(transactions):
+        mined = chain.client.receipt(transaction)
+        if mined is None:
+            raise DemonstrationFailed(f"the chain has no receipt of {transaction}")
+        for log in mined.logs:
+            if bytes(HexBytes(log["topics"][0])) != events.Transfer.topic:
+                continue
+            seen = events.Transfer.decode(log)
+            if seen.address == chain.deployment.usdc and seen.event.from_ == chain.deployment.job_marketplace:
+                found.append((seen.event.to.lower(), seen.event.value))
+    return found
+
+
+def _purses(chain: HostChain) -> set[str]:
+    """Where a marketplace may put what the host earned."""
+    return {str(address).lower() for address in (chain.deployment.host_earnings, chain.host)}
 
 
 def _sum(session: Session, kind: EarningKind) -> int:
@@ -237,11 +249,11 @@ def _differences(receipt: Receipt, session: Session) -> list[str]:
         "tokens: claims and job": (tokens, job.tokens_used),
         "host: ledger and events": (_sum(session, EarningKind.HOST), paid_by_events),
         "host: events and job": (paid_by_events, job.paid_to_host),
-        "host: job and HostEarnings": (job.paid_to_host, receipt.host_credited),
+        "host: job and transfers": (job.paid_to_host, receipt.host_received),
         "treasury: ledger and job": (_sum(session, EarningKind.TREASURY), job.paid_to_treasury),
         "refund: ledger and event": (_sum(session, EarningKind.REFUND), receipt.end.refund),
         "refund: event and job": (receipt.end.refund, job.refunded),
         "deposit: host + treasury + refund": (job.deposit, job.paid_to_host + job.paid_to_treasury + job.refunded),
-        "user: paid and spent": (receipt.user_paid, job.paid_to_host + job.paid_to_treasury),
+        "user: refund and transfers": (job.refunded, receipt.user_received),
     }
     return [f"{name}: {left} ≠ {right}" for name, (left, right) in pairs.items() if left != right]
