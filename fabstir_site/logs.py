@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, TextIO
 
 from fabstir_site.known_secrets import HIDDEN, spellings
@@ -124,6 +125,14 @@ def _redacted(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Django's about an answer tells the operator anything.
+
+    A 503 is an answer that names its reason; a full node gives hundreds a second, and ``/metrics`` counts them.
+    """
+    return getattr(record, "status_code", None) != HTTPStatus.SERVICE_UNAVAILABLE
+
+
 def configuration(log_format: str) -> dict[str, Any]:
     """A ``logging.config`` dictionary. ``log_format`` is "text" or "json"."""
     return {
@@ -133,6 +142,7 @@ def configuration(log_format: str) -> dict[str, Any]:
             "text": {"()": TextFormatter, "format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"},
             "json": {"()": JsonFormatter},
         },
+        "filters": {"news": {"()": lambda: is_news}},
         "handlers": {
             "stdout": {
                 "class": "logging.StreamHandler",
@@ -143,6 +153,7 @@ def configuration(log_format: str) -> dict[str, Any]:
         "root": {"handlers": ["stdout"], "level": "INFO"},
         "loggers": {
             # One line per request or task drowns the money events.
+            "django.request": {"filters": ["news"]},
             "django.channels.server": {"level": "WARNING"},
             "daphne": {"level": "WARNING"},
             "celery.worker.strategy": {"level": "WARNING"},

@@ -79,6 +79,27 @@ def test_json_lines_hold_ids_and_no_secret() -> None:
     assert KEY not in line["traceback"]
 
 
+def test_answers_that_name_their_reason_are_no_news() -> None:
+    """A full node gives hundreds of 503 a second; what nobody foresaw is still told."""
+    before = logging.getLogger("django.request").filters[:]
+    configured = logs.configuration("text")
+    try:
+        logging.config.dictConfig(
+            {"version": 1, "disable_existing_loggers": False, "filters": configured["filters"]}
+            | {"loggers": {"django.request": configured["loggers"]["django.request"]}}
+        )
+        told = [
+            status
+            for status in (400, 404, 500, 503)
+            if logging.getLogger("django.request").filter(
+                logging.makeLogRecord({"name": "django.request", "status_code": status})
+            )
+        ]
+    finally:
+        logging.getLogger("django.request").filters[:] = before
+    assert told == [400, 404, 500]
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_the_configuration_can_be_used(log_format: str) -> None:
     configuration = logs.configuration(log_format)
