@@ -29,6 +29,7 @@ from jobs.inference.engine import (
 )
 from jobs.inference.generation import Generation
 from jobs.inference.lane import Lane
+from jobs.inference.memory import give_back
 from jobs.inference.options import check_options, own_ids
 from jobs.inference.shelf import ModelSource, ServedModel, Shelf
 from jobs.inference.waiting import AGE_SECONDS
@@ -36,6 +37,8 @@ from jobs.inference.waiting import AGE_SECONDS
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
+# What a burst needed goes back to the system once nothing has run for so long.
+_REST_SECONDS = 2.0
 
 
 class Scheduler:
@@ -66,6 +69,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._full = False
+        self._rested: tuple[tuple[str, float], ...] = ()
         self._on_room: Callable[[EngineBusy | None], None] = lambda _: None
         self._gathering: asyncio.TimerHandle | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -326,6 +330,17 @@ class Scheduler:
                     break
             await self._shelf.unload_idle()
             self._tell_room()  # the models may be others now
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Give memory back when nothing has run for a while, once after each time that something did."""
+        lanes = {served.id: served.lane for served in self._shelf if served.lane is not None}
+        ran = tuple((model, lane.last_used) for model, lane in lanes.items())
+        latest = max((at for _, at in ran), default=0.0)
+        resting = not any(lane.busy for lane in lanes.values()) and time.monotonic() - latest >= _REST_SECONDS
+        if resting and ran != self._rested:
+            self._rested = ran
+            await asyncio.to_thread(give_back)
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)

@@ -1,7 +1,9 @@
 """Twenty minutes at eight streams: whether memory or file descriptors of a running node grow.
 
 Measures the node at ``FABSTIR_DATA_DIR`` with its environment; prints one JSON object. Growth is the slope
-of a straight line through the resident memory after the warm-up, in percent of it per hour.
+of a straight line through the resident memory after the warm-up, in percent of it per hour: under load, where
+it goes up and down with the batches, and at rest, once a minute, when all streams have paused for some
+seconds. Only the latter tells one percent from chance in so short a time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import django
 import psutil
@@ -24,7 +28,7 @@ django.setup()
 # The applications' modules need Django to be set up first.
 from asgiref.sync import sync_to_async  # noqa: E402
 from django.conf import settings  # noqa: E402
-from websockets.asyncio.client import connect  # noqa: E402
+from websockets.asyncio.client import ClientConnection, connect  # noqa: E402
 
 from settlement.demonstration import User  # noqa: E402
 from settlement.host_chain import host_chain  # noqa: E402
@@ -32,6 +36,8 @@ from settlement.host_chain import host_chain  # noqa: E402
 STREAMS = 8
 WARM_UP = 0.25
 _SAMPLE_SECONDS = 5.0
+# The engine gives memory back two seconds after the last batch.
+REST_EVERY_SECONDS, REST_SECONDS = 60.0, 5.0
 _TOLD_SAMPLES = 12
 _MEBIBYTE = 2**20
 
@@ -58,17 +64,59 @@ def tree() -> dict[str, psutil.Process]:
     return found
 
 
+class Turns:
+    """Lets prompts be sent, and has all streams pause between two of theirs."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._busy = 0
+
+    @asynccontextmanager
+    async def prompt(self) -> AsyncIterator[None]:
+        await self._open.wait()
+        self._busy += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._quiet.set()
+
+    @asynccontextmanager
+    async def rest(self) -> AsyncIterator[None]:
+        self._open.clear()
+        await self._quiet.wait()
+        await asyncio.sleep(REST_SECONDS)
+        yield
+        self._open.set()
+
+
+Samples = dict[str, list[tuple[float, int]]]
+
+
 async def _soak(seconds: float) -> dict[str, float]:
     until = time.monotonic() + seconds
-    streams = [asyncio.ensure_future(_prompts(number, until)) for number in range(STREAMS)]
+    turns = Turns()
+    streams = [asyncio.ensure_future(_prompts(number, until, turns)) for number in range(STREAMS)]
     processes = tree()
-    memory: dict[str, list[tuple[float, int]]] = {name: [] for name in processes}
+    memory: Samples = {name: [] for name in processes}
+    resting: Samples = {name: [] for name in processes}
     descriptors: dict[str, list[int]] = {name: [] for name in processes}
-    started = time.monotonic()
+    started = rested = time.monotonic()
     while time.monotonic() < until:
         for name, process in processes.items():
             memory[name].append((time.monotonic() - started, process.memory_info().rss))
             descriptors[name].append(process.num_fds())
+        if time.monotonic() - rested >= REST_EVERY_SECONDS:
+            async with turns.rest():
+                for name, process in processes.items():
+                    resting[name].append((time.monotonic() - started, process.memory_info().rss))
+            rested = time.monotonic()
+            _tell(rested - started, {f"{name} at rest": samples[-1][1] for name, samples in resting.items()})
         if len(descriptors[name]) % _TOLD_SAMPLES == 1:
             _tell(time.monotonic() - started, {name: samples[-1][1] for name, samples in memory.items()})
         await asyncio.sleep(_SAMPLE_SECONDS)
@@ -79,6 +127,10 @@ async def _soak(seconds: float) -> dict[str, float]:
         warm = samples[int(WARM_UP * len(samples)) :]
         figures[f"{name}: memory, MiB"] = statistics.fmean(rss for _, rss in warm) / _MEBIBYTE
         figures[f"{name}: growth, %/h"] = growth(warm)
+    for name, samples in resting.items():
+        warm = samples[int(WARM_UP * len(samples)) :]
+        figures[f"{name}: memory at rest, MiB"] = statistics.fmean(rss for _, rss in warm) / _MEBIBYTE
+        figures[f"{name}: growth at rest, %/h"] = growth(warm)
     for name, counts in descriptors.items():
         warm_counts = counts[int(WARM_UP * len(counts)) :]
         figures[f"{name}: file descriptors, first / last quarter's median"] = statistics.median(
@@ -99,7 +151,7 @@ def growth(samples: list[tuple[float, int]]) -> float:
     return 100 * 3600 * slope / statistics.fmean(rss for _, rss in samples)
 
 
-async def _prompts(number: int, until: float) -> int:
+async def _prompts(number: int, until: float, turns: Turns) -> int:
     """One client after the other on its own job: sockets come and go, jobs are opened, claimed and ended."""
     tokens = 0
     for turn in itertools.count():
@@ -108,17 +160,22 @@ async def _prompts(number: int, until: float) -> int:
         job_id = await sync_to_async(User(host_chain()).open_job)()
         async with connect(settings.ENVIRONMENT.local_url.replace("http", "ws", 1) + "/v1/ws") as socket:
             for _ in range(4):
-                request = {"model": "default", "prompt": f"Tell story {turn} of {number}.", "max_tokens": 120}
-                request |= {"temperature": 0.7, "job_id": job_id}
-                await socket.send(json.dumps({"type": "inference", "id": "soak", "request": request}))
-                async for raw in socket:
-                    frame = json.loads(raw)
-                    if frame["type"] == "error":
-                        raise SystemExit(f"a prompt was refused: {frame}")
-                    if frame["type"] == "stream_end":
-                        tokens += frame["tokens_used"]
-                        break
+                async with turns.prompt():
+                    tokens += await _answer(socket, f"Tell story {turn} of {number}.", job_id=job_id)
     return tokens
+
+
+async def _answer(socket: ClientConnection, prompt: str, *, job_id: int) -> int:
+    """The tokens of one answer."""
+    request = {"model": "default", "prompt": prompt, "max_tokens": 120, "temperature": 0.7, "job_id": job_id}
+    await socket.send(json.dumps({"type": "inference", "id": "soak", "request": request}))
+    async for raw in socket:
+        frame = json.loads(raw)
+        if frame["type"] == "error":
+            raise SystemExit(f"a prompt was refused: {frame}")
+        if frame["type"] == "stream_end":
+            return int(frame["tokens_used"])
+    raise SystemExit("a WebSocket broke off")
 
 
 if __name__ == "__main__":
