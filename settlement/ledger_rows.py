@@ -1,7 +1,8 @@
 """The ledger's invariants that the database alone can show.
 
-Guarantees one pass over each table, with sums made by the database where its types allow it: a node with
-a million usage rows is checked in seconds. Yields a violation for each row that breaks a rule.
+Guarantees one pass over each table, with sums made by the database where its types allow it, and a page of
+sessions in memory at a time: a node with a million usage rows is checked in seconds. To be read in one
+``snapshot``. Yields a violation for each row that breaks a rule.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ from settlement.models import (
     Withdrawal,
 )
 from settlement.models.checkpoint import PAID_STATES
-from settlement.models.earning import scopes_of
+from settlement.models.earning import job_scope, scopes_of
 from settlement.violations import Violation
 
 # A step of the pipeline takes seconds; a row that is due for this long has nobody to drive it.
 UNATTENDED = timedelta(minutes=15)
 _REBUILD_PAGE = 1000
+_SESSIONS_AT_A_TIME = 500
+
+Page = tuple[int, int]
+"""The first and the last of a range of session ids."""
+Sums = dict[tuple[str, str, str, str], list[int]]
+"""Booked, taken back and number of rows, by scope, deployment, token and kind."""
 
 _ORDER = [
     CheckpointState.SEALED,
@@ -56,15 +63,20 @@ _RESTORE = "Stop the node, keep a copy of the database, and restore the last bac
 
 def tracked_is_used() -> Iterator[Violation]:
     """I1: a session's counter is the sum of its usage rows, and those tile it."""
+    for page in _pages():
+        yield from _tracked_is_used(page)
+
+
+def _tracked_is_used(page: Page) -> Iterator[Violation]:
     used = {
         session: (tokens, first, end)
-        for session, tokens, first, end in TokenUsage.objects.values_list("session")
+        for session, tokens, first, end in TokenUsage.objects.filter(session__pk__range=page)
+        .values_list("session")
         .annotate(tokens=Sum("count"), first=Min("first_index"), end=Max(F("first_index") + F("count")))
         .order_by()
-        .iterator()
     }
-    sessions = Session.objects.values_list("pk", "job_id", "tokens_tracked", "tokens_inherited")
-    for pk, job_id, tracked, inherited in sessions.order_by().iterator():
+    sessions = Session.objects.filter(pk__range=page).values_list("pk", "job_id", "tokens_tracked", "tokens_inherited")
+    for pk, job_id, tracked, inherited in sessions.order_by():
         tokens, first, end = used.get(pk, (0, inherited, inherited))
         if inherited + tokens != tracked:
             yield Violation(
@@ -82,10 +94,19 @@ def tracked_is_used() -> Iterator[Violation]:
 
 def ranges_tile() -> Iterator[Violation]:
     """I2: checkpoints of a session follow each other, and what is sealed and claimed is what they hold."""
+    for page in _pages():
+        yield from _ranges_tile(page)
+
+
+def _ranges_tile(page: Page) -> Iterator[Violation]:
     ends: dict[int, int] = {}
     paid: dict[int, int] = defaultdict(int)
-    rows = Checkpoint.objects.order_by("session_id", "from_token").values_list(
-        "session_id", "session__tokens_inherited", "session__job_id", "index", "from_token", "to_token", "state"
+    rows = (
+        Checkpoint.objects.filter(session__pk__range=page)
+        .order_by("session_id", "from_token")
+        .values_list(
+            "session_id", "session__tokens_inherited", "session__job_id", "index", "from_token", "to_token", "state"
+        )
     )
     for pk, inherited, job_id, index, start, end, state in rows.iterator():
         expected = ends.get(pk, inherited)
@@ -97,10 +118,12 @@ def ranges_tile() -> Iterator[Violation]:
             )
         ends[pk] = end
         paid[pk] += end - start if state in PAID_STATES else 0
-    sessions = Session.objects.with_job().values_list(
-        "pk", "job_id", "tokens_inherited", "tokens_sealed", "tokens_claimed"
+    sessions = (
+        Session.objects.with_job()
+        .filter(pk__range=page)
+        .values_list("pk", "job_id", "tokens_inherited", "tokens_sealed", "tokens_claimed")
     )
-    for pk, job_id, inherited, sealed, claimed in sessions.order_by().iterator():
+    for pk, job_id, inherited, sealed, claimed in sessions.order_by():
         if ends.get(pk, inherited) != sealed:
             yield Violation(
                 "I2",
@@ -117,28 +140,8 @@ def ranges_tile() -> Iterator[Violation]:
 
 def credits_are_booked() -> Iterator[Violation]:
     """I4: what a job's checkpoints say the host was credited is what the earning rows say."""
-    credited: dict[int, int] = defaultdict(int)
-    for pk, amount in (
-        Checkpoint.objects.paid().filter(host_amount__isnull=False).values_list("session_id", "host_amount").iterator()
-    ):
-        credited[pk] += amount or 0
-    # An early end may cost the depositor a fee though nothing was claimed: then its event alone says what was paid.
-    unclaimed = Closing.objects.filter(session__tokens_claimed=0, paid_host__isnull=False)
-    for pk, amount in unclaimed.values_list("session_id", "paid_host").iterator():
-        credited[pk] += amount or 0
-    booked: dict[int, int] = defaultdict(int)
-    for row in EarningTotal.objects.filter(kind=EarningKind.HOST, session__isnull=False).iterator():
-        booked[row.session_id or 0] += row.amount
-    # What an earlier life of this host claimed may be paid together with what this one did.
-    inherited = set(Session.objects.filter(tokens_inherited__gt=0).values_list("pk", flat=True))
-    for pk in sorted(credited.keys() | booked.keys()):
-        if booked[pk] == credited[pk] or (pk in inherited and booked[pk] > credited[pk]):
-            continue
-        yield Violation(
-            "I4",
-            f"session {pk}: checkpoints were credited {credited[pk]} base units, earning rows say {booked[pk]}",
-            "Run manage.py reconcile, which reads the job's events again.",
-        )
+    for page in _pages():
+        yield from _credits_are_booked(page)
     broken = Checkpoint.objects.filter(host_amount__isnull=False).values_list(
         "session_id", "index", "gross", "host_amount", "treasury_amount"
     )
@@ -149,6 +152,30 @@ def credits_are_booked() -> Iterator[Violation]:
                 f"checkpoint {index} of session {pk}: host {host} + treasury {treasury} is not gross {gross}",
                 "A credit was lost or invented. " + _RESTORE,
             )
+
+
+def _credits_are_booked(page: Page) -> Iterator[Violation]:
+    credited: dict[int, int] = defaultdict(int)
+    paid = Checkpoint.objects.paid().filter(host_amount__isnull=False, session__pk__range=page)
+    for pk, amount in paid.values_list("session_id", "host_amount").iterator():
+        credited[pk] += amount or 0
+    # An early end may cost the depositor a fee though nothing was claimed: then its event alone says what was paid.
+    unclaimed = Closing.objects.filter(session__tokens_claimed=0, paid_host__isnull=False, session__pk__range=page)
+    for pk, amount in unclaimed.values_list("session_id", "paid_host"):
+        credited[pk] += amount or 0
+    booked: dict[int, int] = defaultdict(int)
+    for row in EarningTotal.objects.filter(kind=EarningKind.HOST, session__pk__range=page):
+        booked[row.session_id or 0] += row.amount
+    # What an earlier life of this host claimed may be paid together with what this one did.
+    inherited = set(Session.objects.filter(tokens_inherited__gt=0, pk__range=page).values_list("pk", flat=True))
+    for pk in sorted(credited.keys() | booked.keys()):
+        if booked[pk] == credited[pk] or (pk in inherited and booked[pk] > credited[pk]):
+            continue
+        yield Violation(
+            "I4",
+            f"session {pk}: checkpoints were credited {credited[pk]} base units, earning rows say {booked[pk]}",
+            "Run manage.py reconcile, which reads the job's events again.",
+        )
 
 
 def one_transaction_per_nonce() -> Iterator[Violation]:
@@ -235,29 +262,13 @@ def nothing_unattended() -> Iterator[Violation]:
 
 def totals_add_up() -> Iterator[Violation]:
     """I8: every running total is the sum of its rows, and a transaction's rows stand in one block."""
-    sums: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    rows = Earning.objects.order_by().values_list(
-        "deployment", "token", "kind", "amount", "reverses_id", "session_id", "at"
-    )
-    for deployment, token, kind, amount, reverses, session, at in rows.iterator():
-        for scope in scopes_of(session_id=session, at=at):
-            total = sums[scope, deployment, token, kind]
-            total[1 if reverses else 0] += amount
-            total[2] += 1
-    for row in EarningTotal.objects.iterator():
-        expected = sums.pop((row.scope, row.deployment, row.token, row.kind), [0, 0, 0])
-        if [row.booked, row.taken_back, row.rows] != expected:
-            yield Violation(
-                "I8",
-                f"{row}: its {expected[2]} rows add up to {expected[0] - expected[1]}",
-                "The rows are the truth: manage.py verify_ledger --rebuild-totals adds them up anew.",
-            )
-    for (scope, _, token, kind), expected in sums.items():
-        yield Violation(
-            "I8",
-            f"{scope} {kind} of {token}: {expected[2]} rows and no total",
-            "The rows are the truth: manage.py verify_ledger --rebuild-totals adds them up anew.",
-        )
+    wide: Sums = defaultdict(lambda: [0, 0, 0])
+    for page in _pages():
+        sums: Sums = defaultdict(lambda: [0, 0, 0])
+        _add_up(Earning.objects.filter(session__pk__range=page), of_sessions=sums, wide=wide)
+        yield from _sums_match(EarningTotal.objects.filter(session__pk__range=page), sums)
+    _add_up(Earning.objects.filter(session__isnull=True), of_sessions=wide, wide=wide)
+    yield from _sums_match(EarningTotal.objects.filter(session__isnull=True), wide)
     torn = (
         Earning.objects.live()
         .order_by()
@@ -270,6 +281,33 @@ def totals_add_up() -> Iterator[Violation]:
             "I8",
             f"earnings of {found['transaction_hash']} stand in {found['blocks']} blocks",
             "One of the blocks is gone: manage.py reconcile reads the transaction again and takes that part back.",
+        )
+
+
+def _add_up(rows: QuerySet[Earning], *, of_sessions: Sums, wide: Sums) -> None:
+    """Booked, taken back and rows of every scope; those of a single job apart."""
+    facts = rows.order_by().values_list("deployment", "token", "kind", "amount", "reverses_id", "session_id", "at")
+    for deployment, token, kind, amount, reverses, session, at in facts.iterator():
+        for scope in scopes_of(session_id=session, at=at):
+            total = (of_sessions if scope == job_scope(session) else wide)[scope, deployment, token, kind]
+            total[1 if reverses else 0] += amount
+            total[2] += 1
+
+
+def _sums_match(totals: QuerySet[EarningTotal], sums: Sums) -> Iterator[Violation]:
+    for row in totals.iterator():
+        expected = sums.pop((row.scope, row.deployment, row.token, row.kind), [0, 0, 0])
+        if [row.booked, row.taken_back, row.rows] != expected:
+            yield Violation(
+                "I8",
+                f"{row}: its {expected[2]} rows add up to {expected[0] - expected[1]}",
+                "The rows are the truth: manage.py verify_ledger --rebuild-totals adds them up anew.",
+            )
+    for (scope, _, token, kind), expected in sums.items():
+        yield Violation(
+            "I8",
+            f"{scope} {kind} of {token}: {expected[2]} rows and no total",
+            "The rows are the truth: manage.py verify_ledger --rebuild-totals adds them up anew.",
         )
 
 
@@ -294,6 +332,13 @@ def rebuild_totals() -> int:
     while page := list(islice(rows, _REBUILD_PAGE)):
         EarningTotal.count(page)
     return EarningTotal.objects.count()
+
+
+def _pages() -> Iterator[Page]:
+    """Ranges of session ids, from first to last, that hold them all."""
+    last = Session.objects.aggregate(last=Max("pk"))["last"] or 0
+    for first in range(1, last + 1, _SESSIONS_AT_A_TIME):
+        yield first, first + _SESSIONS_AT_A_TIME - 1
 
 
 def _session(pk: int, job_id: int | None) -> str:

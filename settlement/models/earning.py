@@ -111,7 +111,12 @@ ALL = "all"
 def scopes_of(*, session_id: int | None, at: datetime) -> tuple[str, ...]:
     """The sums that a row belongs to, in the order in which every transaction takes them."""
     day = f"day:{at.date().isoformat()}"
-    return (ALL, day) if session_id is None else (ALL, day, f"job:{session_id}")
+    return (ALL, day) if session_id is None else (ALL, day, job_scope(session_id))
+
+
+def job_scope(session_id: int | None) -> str:
+    """The scope of one job's sums."""
+    return f"job:{session_id}"
 
 
 class TotalContended(Exception):
