@@ -8,6 +8,7 @@ session's ``last_claim_at`` is the block time of its newest mined claim, and goe
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,16 @@ from jobs.models import Session
 from settlement.models import Checkpoint, CheckpointEvent, CheckpointState, Receipt
 from settlement.models.checkpoint import PAID_STATES
 
+logger = logging.getLogger(__name__)
+
 # An operator may hold what no transaction carries; a queued claim's transaction is cancelled instead.
 PAUSABLE = (CheckpointState.SEALED, CheckpointState.PROVED, CheckpointState.RETRY_AT)
-RESUMABLE = (CheckpointState.PAUSED, CheckpointState.FAILED)
+# Nothing but an operator moves these.
+HELD = (CheckpointState.PAUSED, CheckpointState.FAILED)
+_INSTEAD_OF_PAUSE = {
+    CheckpointState.PROVING: "Ask again once it is proved.",
+    **dict.fromkeys((CheckpointState.QUEUED, CheckpointState.SENT), "Cancel its transaction instead."),
+}
 
 T = TypeVar("T")
 
@@ -41,11 +49,15 @@ def move(
     to_state: CheckpointState,
     reason: str = "",
     retry_at: datetime | None = None,
+    still: Q | None = None,
     **changes: Any,
 ) -> bool:
-    """Take one step. ``False`` if the checkpoint is no longer in ``from_state``: somebody else took it."""
+    """Take one step. ``False`` if the checkpoint is no longer in ``from_state``: somebody else took it.
+
+    ``still`` is what else has to hold: a step that judges a transaction gives ``as_read``.
+    """
     with transaction.atomic():
-        moved = Checkpoint.objects.filter(pk=checkpoint_id, state=from_state).update(
+        moved = Checkpoint.objects.filter(still or Q(), pk=checkpoint_id, state=from_state).update(
             state=to_state, reason=reason[:500], retry_at=retry_at, **changes
         )
         if moved:
@@ -62,6 +74,7 @@ def move_all(
     to_state: CheckpointState,
     reason: str = "",
     retry_at: datetime | None = None,
+    still: Q | None = None,
 ) -> set[int]:
     """Take the same step with many checkpoints, each with changes of its own; returns which of them took it.
 
@@ -70,7 +83,7 @@ def move_all(
     if not steps:
         return set()
     with transaction.atomic():
-        moved = Checkpoint.objects.filter(pk__in=list(steps), state=from_state).update(
+        moved = Checkpoint.objects.filter(still or Q(), pk__in=list(steps), state=from_state).update(
             state=to_state, reason=reason[:500], retry_at=retry_at, **_cases(steps)
         )
         if moved == len(steps):
@@ -83,8 +96,18 @@ def move_all(
     return {
         pk
         for pk, changes in steps.items()
-        if move(pk, from_state=from_state, to_state=to_state, reason=reason, retry_at=retry_at, **changes)
+        if move(pk, from_state=from_state, to_state=to_state, reason=reason, retry_at=retry_at, still=still, **changes)
     }
+
+
+def as_read(checkpoints: Sequence[Checkpoint]) -> Q:
+    """That each has the transaction it was read with: what became of that one says nothing of a newer try.
+
+    A transaction serves one checkpoint for ever, so the set of them tells as much as pairs would.
+    """
+    found = {checkpoint.transaction_id for checkpoint in checkpoints}
+    known = Q(transaction_id__in=found - {None})
+    return known | Q(transaction_id__isnull=True) if None in found else known
 
 
 def _cases(steps: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -107,61 +130,67 @@ def _plain(value: Any) -> Any:
     return value.pk if isinstance(value, Model) else value
 
 
+def _step(checkpoint: Checkpoint, to_state: CheckpointState, *, reason: str, **changes: Any) -> bool:
+    """One step from where the checkpoint was read, unless it has another transaction by now."""
+    here, still = CheckpointState(checkpoint.state), as_read([checkpoint])
+    return move(checkpoint.pk, from_state=here, to_state=to_state, reason=reason, still=still, **changes)
+
+
 def wait(checkpoint: Checkpoint, *, until: datetime, reason: str, counts: bool = True) -> bool:
     """Put a checkpoint off; it stays claimable. ``counts`` if the wait is for something that went wrong."""
-    return move(
-        checkpoint.pk,
-        from_state=CheckpointState(checkpoint.state),
-        to_state=CheckpointState.RETRY_AT,
-        reason=reason,
-        retry_at=until,
-        retries=F("retries") + (1 if counts else 0),
-    )
+    retries = F("retries") + (1 if counts else 0)
+    return _step(checkpoint, CheckpointState.RETRY_AT, reason=reason, retry_at=until, retries=retries)
 
 
 def fail(checkpoint: Checkpoint, *, reason: str) -> bool:
     """Give a checkpoint up: the chain will never accept it. An operator sees why."""
-    return move(
-        checkpoint.pk,
-        from_state=CheckpointState(checkpoint.state),
-        to_state=CheckpointState.FAILED,
-        reason=reason,
-    )
-
-
-def pause(checkpoint: Checkpoint, *, actor: str, reason: str) -> bool:
-    """Hold a checkpoint until somebody resumes it. Raises ``StepRefused``."""
-    if checkpoint.state not in PAUSABLE:
-        raise StepRefused(
-            f"{checkpoint} is {checkpoint.state}: only a claim that no transaction carries can be paused. "
-            "Cancel its transaction instead."
-        )
-    return hold(checkpoint, reason=f"paused by {actor}: {reason}")
+    return _step(checkpoint, CheckpointState.FAILED, reason=reason)
 
 
 def hold(checkpoint: Checkpoint, *, reason: str) -> bool:
     """To ``PAUSED``: nothing happens to it until an operator resumes it."""
-    return move(
-        checkpoint.pk,
-        from_state=CheckpointState(checkpoint.state),
-        to_state=CheckpointState.PAUSED,
-        reason=reason,
-    )
+    return _step(checkpoint, CheckpointState.PAUSED, reason=reason)
+
+
+def pause(checkpoint: Checkpoint, *, actor: str, reason: str) -> bool:
+    """Hold a checkpoint until somebody resumes it; ``False`` if it just moved. Raises ``StepRefused``."""
+    if checkpoint.state not in PAUSABLE:
+        refusal = f"{checkpoint} is {checkpoint.state}: only a claim that no transaction carries can be paused."
+        raise StepRefused(f"{refusal} {_INSTEAD_OF_PAUSE.get(CheckpointState(checkpoint.state), '')}".rstrip())
+    words = f"paused by {actor}: {reason}"
+    return _told(checkpoint, hold(checkpoint, reason=words), words)
 
 
 def resume(checkpoint: Checkpoint, *, actor: str, reason: str = "") -> bool:
-    """Let a paused checkpoint go on, or try a failed one again. Raises ``StepRefused``."""
-    if checkpoint.state not in RESUMABLE:
+    """Let a paused checkpoint go on; ``False`` if it just moved. Raises ``StepRefused``."""
+    if checkpoint.state == CheckpointState.FAILED:
+        raise StepRefused(f"{checkpoint} is failed: it can only be tried again (retry), with a reason.")
+    if checkpoint.state != CheckpointState.PAUSED:
         raise StepRefused(f"{checkpoint} is {checkpoint.state}: there is nothing to resume.")
-    # One more try, so that its next transaction has a key that no cancelled one has used.
-    return move(
-        checkpoint.pk,
-        from_state=CheckpointState(checkpoint.state),
-        to_state=CheckpointState.RETRY_AT,
-        reason=f"resumed by {actor}: {reason}" if reason else f"resumed by {actor}",
-        retry_at=timezone.now(),
-        retries=F("retries") + 1,
-    )
+    return _go_on(checkpoint, reason=f"resumed by {actor}: {reason}" if reason else f"resumed by {actor}")
+
+
+def retry(checkpoint: Checkpoint, *, actor: str, reason: str) -> bool:
+    """Try a failed checkpoint once more; ``False`` if it just moved. Raises ``StepRefused``.
+
+    Its tokens are paid once at most: the contract takes a proof once, and a claim that it refuses for
+    being accepted before is confirmed from its event.
+    """
+    if checkpoint.state != CheckpointState.FAILED:
+        raise StepRefused(f"{checkpoint} is {checkpoint.state}: only what failed can be tried again.")
+    return _go_on(checkpoint, reason=f"tried again by {actor}: {reason}")
+
+
+def _go_on(checkpoint: Checkpoint, *, reason: str) -> bool:
+    # One more try, so that its next transaction has a key that no cancelled or refused one has used.
+    return _told(checkpoint, wait(checkpoint, until=timezone.now(), reason=reason), reason)
+
+
+def _told(checkpoint: Checkpoint, done: bool, words: str) -> bool:
+    if done:
+        extra = {"event": "checkpoint_request", "checkpoint_id": checkpoint.pk}
+        logger.warning("%s: %s", checkpoint, words, extra=extra)
+    return done
 
 
 def seal(session: Session, *, tokens: int, closing: bool) -> Checkpoint | None:
@@ -194,7 +223,13 @@ def keep_proofs(proofs: Mapping[int, Mapping[str, Any]]) -> set[int]:
 def mine(checkpoint: Checkpoint, *, block_time: datetime, reason: str = "") -> bool:
     """The claim is in a block of ``block_time``: from then on the rate rule counts."""
     with transaction.atomic():
-        mined = move(checkpoint.pk, from_state=CheckpointState.SENT, to_state=CheckpointState.MINED, reason=reason)
+        mined = move(
+            checkpoint.pk,
+            from_state=CheckpointState.SENT,
+            to_state=CheckpointState.MINED,
+            reason=reason,
+            still=as_read([checkpoint]),
+        )
         if mined:
             _claimed_at([checkpoint.session_id], block_time)
     return mined
@@ -204,7 +239,10 @@ def mine_all(checkpoints: Sequence[tuple[Checkpoint, datetime]]) -> set[int]:
     """Claims that were sent are in blocks of these times; returns which of them were not known to be."""
     with transaction.atomic():
         mined = move_all(
-            {row.pk: {} for row, _ in checkpoints}, from_state=CheckpointState.SENT, to_state=CheckpointState.MINED
+            {row.pk: {} for row, _ in checkpoints},
+            from_state=CheckpointState.SENT,
+            to_state=CheckpointState.MINED,
+            still=as_read([row for row, _ in checkpoints]),
         )
         _all_claimed_at([(row, at) for row, at in checkpoints if row.pk in mined])
     return mined
@@ -242,6 +280,7 @@ def confirm_all(accepted: Sequence[Acceptance]) -> set[int]:
             from_state=CheckpointState.MINED,
             to_state=CheckpointState.CONFIRMED,
             reason="event matched and final",
+            still=as_read([each.checkpoint for each in accepted]),
         )
         rows = [each for each in accepted if each.checkpoint.pk in confirmed]
         tokens: Counter[int] = Counter()
@@ -281,14 +320,7 @@ def take_back(checkpoint: Checkpoint, *, reason: str) -> bool:
     paid = checkpoint.state in PAID_STATES
     with transaction.atomic():
         changes: dict[str, Any] = {"gross": None, "host_amount": None, "treasury_amount": None, "confirmed_at": None}
-        moved = move(
-            checkpoint.pk,
-            from_state=CheckpointState(checkpoint.state),
-            to_state=CheckpointState.REORGED,
-            reason=reason,
-            **changes,
-        )
-        if not moved:
+        if not _step(checkpoint, CheckpointState.REORGED, reason=reason, **changes):
             return False
         standing = Receipt.objects.filter(
             transaction__checkpoint__session_id=checkpoint.session_id,

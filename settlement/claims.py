@@ -1,9 +1,9 @@
 """Claims: put proved checkpoints into the outbox when the marketplace would accept them.
 
-Guarantees that a checkpoint and its transaction are committed together, that a job has one claim
-under way to a block at a time, and that no claim is sent before the rate rule and the dispute window
-allow it. Does not ask whether a claim would revert: the transaction manager does, before it takes a
-nonce, and ``following`` acts on its answer.
+Guarantees that a checkpoint and its transaction are committed together, that one which was paused
+meanwhile gets none, that a job has one claim under way to a block at a time, and that no claim is sent
+before the rate rule and the dispute window allow it. Does not ask whether a claim would revert: the
+transaction manager does, before it takes a nonce, and ``following`` acts on its answer.
 """
 
 from __future__ import annotations
@@ -74,11 +74,16 @@ def _submit_all(chain: HostChain, due: Sequence[Checkpoint], *, signer: Signer, 
         # Another worker may have read another checkpoint of the same job as its first: this one was not proved yet.
         sessions = Session.objects.select_for_update().filter(pk__in={checkpoint.session_id for checkpoint in wanted})
         claimed_at = dict(sessions.order_by("pk").values_list("pk", "last_claim_at"))
+        # Nor may an operator pause one before this is committed: its transaction would be sent all the same.
+        locked = Checkpoint.objects.select_for_update().filter(pk__in=list(orders)).order_by("pk")
+        now = {pk: tuple(rest) for pk, *rest in locked.values_list("pk", "state", "retries", "transaction_id")}
         alone = _without_another(wanted)
         free = [
             checkpoint
             for checkpoint in wanted
-            if checkpoint.pk in alone and claimed_at[checkpoint.session_id] == checkpoint.session.last_claim_at
+            if checkpoint.pk in alone
+            and now[checkpoint.pk] == (checkpoint.state, checkpoint.retries, checkpoint.transaction_id)
+            and claimed_at[checkpoint.session_id] == checkpoint.session.last_claim_at
         ]
         taken = [orders[checkpoint.pk] for checkpoint in free]
         rows = outbox.enqueue_all(taken, chain_id=chain.deployment.chain_id, sender=signer.address)

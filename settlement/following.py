@@ -1,8 +1,8 @@
 """Following: what becomes of a claim's transaction becomes of its checkpoint.
 
 Guarantees that "confirmed" needs a final receipt and the marketplace's own event, that a block which is
-gone takes its claims back with what was booked for them, and that a refusal is told apart by its
-meaning: for good, already claimed, or try again later.
+gone takes its claims back with what was booked for them, that a refusal is told apart by its meaning
+(for good, already claimed, or try again later), and that it moves no newer try than the one refused.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _advance(rows: Sequence[Checkpoint]) -> list[Checkpoint]:
     there = [row for row in rows if row.state == _SENT]
     for state in (_QUEUED, _REORGED):
         waiting = [row for row in rows if row.state == state]
-        moved = checkpoints.move_all({row.pk: {} for row in waiting}, from_state=state, to_state=_SENT)
+        steps: dict[int, dict[str, object]] = {row.pk: {} for row in waiting}
+        moved = checkpoints.move_all(steps, from_state=state, to_state=_SENT, still=checkpoints.as_read(waiting))
         there += _now(_SENT, waiting, moved)
     return there
 

@@ -11,6 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from nodes.read_only_admin import NOTHING, ReadOnlyAdmin, ReadOnlyInline, chain_value, moment, page_link
+from settlement.admin.checkpoint_requests import CheckpointRequests
 from settlement.admin.links import transaction_value
 from settlement.admin.money import shares_text, split_cell, with_unit
 from settlement.admin.states import checkpoint_badge, transaction_badge
@@ -109,7 +110,7 @@ def _hash(checkpoint: Checkpoint, *, short: bool) -> SafeString | str:
 
 
 @admin.register(Checkpoint)
-class CheckpointAdmin(CheckpointColumns, ReadOnlyAdmin):
+class CheckpointAdmin(CheckpointRequests, CheckpointColumns, ReadOnlyAdmin):
     """Ranges of counted tokens on their way to being paid."""
 
     list_display = (

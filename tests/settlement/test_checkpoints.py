@@ -144,6 +144,36 @@ def test_a_step_from_a_state_that_has_passed_changes_and_records_nothing() -> No
     assert checkpoint.events.count() == 1
 
 
+def _accepted(checkpoint: Checkpoint) -> checkpoints.Acceptance:
+    return checkpoints.Acceptance(checkpoint=checkpoint, claimed_at=timezone.now(), host_amount=9, treasury_amount=1)
+
+
+_SENT, _MINED = CheckpointState.SENT, CheckpointState.MINED
+_STEPS: dict[str, tuple[CheckpointState, Callable[[Checkpoint], Any]]] = {
+    "wait": (_SENT, lambda row: checkpoints.wait(row, until=timezone.now(), reason="refused")),
+    "fail": (_SENT, lambda row: checkpoints.fail(row, reason="refused")),
+    "hold": (_SENT, lambda row: checkpoints.hold(row, reason="cancelled")),
+    "mine": (_SENT, lambda row: checkpoints.mine(row, block_time=timezone.now())),
+    "mine_all": (_SENT, lambda row: checkpoints.mine_all([(row, timezone.now())])),
+    "confirm_all": (_MINED, lambda row: checkpoints.confirm_all([_accepted(row)])),
+    "take_back": (_MINED, lambda row: checkpoints.take_back(row, reason="block gone")),
+}
+
+
+@pytest.mark.parametrize("name", _STEPS)
+def test_what_became_of_an_older_transaction_moves_no_newer_try(name: str) -> None:
+    state, step = _STEPS[name]
+    checkpoint = _seal(_session(), 100)
+    rows = Checkpoint.objects.filter(pk=checkpoint.pk)
+    rows.update(state=state, transaction=_transaction("one"))
+    late = rows.get()
+    rows.update(transaction=_transaction("two"))
+    assert not step(late)
+    assert (rows.get().state, checkpoint.events.count(), Session.objects.get().last_claim_at) == (state, 1, None)
+    assert step(rows.get())
+    assert rows.get().state != state
+
+
 def _usage() -> TokenUsage:
     _session(10)
     return TokenUsage.objects.get()

@@ -146,6 +146,28 @@ def test_two_workers_never_put_two_claims_of_a_job_on_their_way_together(
     assert settling.world.job(session.job_id).tokens_used == 250
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_claim_that_is_paused_while_it_is_being_queued_gets_no_transaction(
+    settling: Settling, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    session = settling.open_session()
+    settling.generate(session, 150)
+    settling.pass_time(2)
+    sealing.seal_due(settling.chain)
+    proving.prove_due(settling.chain)
+    read_pace = pacing.read_pace
+
+    def meanwhile(chain: HostChain) -> pacing.Pace:
+        assert checkpoints.pause(session.checkpoints.get(), actor="ada", reason="a look first")
+        assert not resumed or checkpoints.resume(session.checkpoints.get(), actor="ada")
+        return read_pace(chain)
+
+    monkeypatch.setattr(pacing, "read_pace", meanwhile)
+    assert claims.submit_due(settling.chain) == 0
+    assert not Transaction.objects.exists()
+    assert settling.states(session) == [CheckpointState.RETRY_AT if resumed else CheckpointState.PAUSED]
+
+
 def test_the_chain_s_clock_decides_where_it_is_ahead_of_this_machine_s(settling_on: Callable[..., Settling]) -> None:
     settling = settling_on(expected_tokens_per_second=10)
     session = settling.open_session()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,9 +12,11 @@ from django.utils import timezone
 from jobs import sessions
 from jobs.models import SessionState
 from settlement import checkpoints, claims, following, proving, sealing
-from settlement.chain.bindings import ProofSystem
+from settlement.chain.bindings import ProofSystem, errors
+from settlement.chain.client import ChainClient
 from settlement.checkpoints import StepRefused
-from settlement.models import Checkpoint, CheckpointState, EarningKind, Transaction, TransactionState
+from settlement.models import Checkpoint, CheckpointState, EarningKind, Transaction, TransactionKind, TransactionState
+from tests.fakes.scripted_rpc import CHAIN_ID, NodeError, ScriptedRpc
 from tests.settlement.conftest import Settling
 
 pytestmark = pytest.mark.django_db
@@ -40,7 +43,9 @@ def _end(checkpoint: Checkpoint, **fields: Any) -> None:
     ("revert", "state", "at_least"),
     [
         ("SessionNotActive", FAILED, None),
-        ("NotAssignedHost", FAILED, None),
+        ("TooFewTokens", FAILED, None),
+        ("NotAssignedHost", RETRY_AT, 10),
+        ("UnknownJob", RETRY_AT, 10),
         ("ClaimTooFast", RETRY_AT, 1),
         ("DisputeWindowOpen", RETRY_AT, 5),
         ("SomethingNobodyKnows", RETRY_AT, 10),
@@ -65,6 +70,27 @@ def test_the_meaning_of_a_refusal_decides(
         return
     assert checkpoint.retry_at is not None
     assert timedelta(seconds=at_least) <= checkpoint.retry_at - before <= timedelta(seconds=at_least * 1.1 + 5)
+
+
+def test_a_claim_refused_by_a_node_that_is_behind_its_job_is_made_later_and_paid_once(
+    settling: Settling, peer: ScriptedRpc
+) -> None:
+    checkpoint = _queued(settling)
+    job_id = checkpoint.session.job_id
+    assert job_id is not None
+    unknown = errors.UnknownJob.SPEC.selector + job_id.to_bytes(32)
+    peer.on("eth_estimateGas", NodeError("execution reverted", code=3, data="0x" + unknown.hex()))
+    behind = replace(settling, chain=replace(settling.chain, client=ChainClient((peer.url,), chain_id=CHAIN_ID)))
+    behind.broadcast()
+    assert Transaction.objects.get().revert == "UnknownJob"
+    assert peer.sent() == []
+    settling.confirm()
+    assert settling.states(checkpoint.session) == [RETRY_AT]
+    settling.pass_time(30)
+    settling.settle()
+    assert settling.states(checkpoint.session) == [SETTLED]
+    assert settling.earned(checkpoint.session, EarningKind.HOST) == [270_000]
+    assert Transaction.objects.filter(kind=TransactionKind.CLAIM, state=TransactionState.FINAL).count() == 1
 
 
 def test_each_refusal_waits_longer_than_the_one_before_up_to_a_limit(settling: Settling) -> None:
@@ -167,6 +193,35 @@ def test_a_cancelled_claim_is_held_until_somebody_resumes_it(settling: Settling)
     assert Transaction.objects.count() == 2
 
 
+def test_a_worker_that_is_late_moves_no_newer_try_of_a_claim(
+    settling: Settling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both workers read that the first tries were refused; one of them is done before the other goes on."""
+    rows = [_queued(settling), _queued(settling)]
+    for row in rows:
+        _end(row, state=TransactionState.FAILED, revert="SomethingNobodyKnows")
+    wait = checkpoints.wait
+
+    def meanwhile(checkpoint: Checkpoint, **options: Any) -> bool:
+        monkeypatch.setattr(checkpoints, "wait", wait)
+        assert following.follow_transactions(settling.chain) == 2
+        settling.pass_time(30)
+        assert claims.submit_due(settling.chain) == 2
+        return wait(checkpoint, **options)
+
+    monkeypatch.setattr(checkpoints, "wait", meanwhile)
+    assert following.follow_transactions(settling.chain) == 0
+    newest = list(Transaction.objects.order_by("pk"))[2:]
+    for row, newer in zip(rows, newest, strict=True):
+        row.refresh_from_db()
+        assert (row.state, row.transaction, row.retries) == (QUEUED, newer, 1)
+    settling.pass_time(3600)
+    assert claims.submit_due(settling.chain) == 0
+    settling.settle()
+    assert [settling.states(row.session) for row in rows] == [[SETTLED], [SETTLED]]
+    assert Transaction.objects.filter(state=TransactionState.FINAL, checkpoint__isnull=False).count() == 2
+
+
 def test_an_operator_holds_what_no_transaction_carries(settling: Settling) -> None:
     session = settling.open_session()
     settling.generate(session, 150)
@@ -185,6 +240,37 @@ def test_an_operator_holds_what_no_transaction_carries(settling: Settling) -> No
     assert checkpoint.state == SETTLED
     with pytest.raises(StepRefused, match="nothing to resume"):
         checkpoints.resume(checkpoint, actor="ada")
+
+
+def test_a_claim_that_failed_is_tried_once_more_and_paid_once(settling: Settling) -> None:
+    checkpoint = _queued(settling)
+    _end(checkpoint, state=TransactionState.FAILED, revert="SessionNotActive")
+    following.follow_transactions(settling.chain)
+    checkpoint.refresh_from_db()
+    with pytest.raises(StepRefused, match="retry"):
+        checkpoints.resume(checkpoint, actor="ada")
+    assert checkpoints.retry(checkpoint, actor="ada", reason="the registry was wrong")
+    settling.settle()
+    checkpoint.refresh_from_db()
+    assert (checkpoint.state, checkpoint.retries) == (SETTLED, 1)
+    assert settling.earned(checkpoint.session, EarningKind.HOST) == [270_000]
+    assert "tried again by ada: the registry was wrong" in checkpoint.events.values_list("reason", flat=True)
+    with pytest.raises(StepRefused, match="only what failed"):
+        checkpoints.retry(checkpoint, actor="ada", reason="again")
+
+
+def test_a_failed_claim_that_was_accepted_after_all_is_confirmed_when_it_is_tried_again(settling: Settling) -> None:
+    checkpoint = _queued(settling)
+    _end(checkpoint, state=TransactionState.FAILED, revert="SessionNotActive")
+    following.follow_transactions(settling.chain)
+    settling.world.send(claims.claim_call(settling.chain, checkpoint), sender=settling.world.host)
+    checkpoint.refresh_from_db()
+    assert checkpoint.state == FAILED
+    assert checkpoints.retry(checkpoint, actor="ada", reason="verify_ledger says so")
+    settling.settle()
+    assert settling.states(checkpoint.session) == [SETTLED]
+    assert settling.earned(checkpoint.session, EarningKind.HOST) == [270_000]
+    assert settling.world.job(checkpoint.session.job_id).tokens_used == 150
 
 
 def test_a_queued_claim_is_not_paused_behind_its_transaction_s_back(settling: Settling) -> None:
