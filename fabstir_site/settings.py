@@ -120,7 +120,9 @@ REDIS_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:0/0"
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "visibility_timeout": 600,
+    # Longer than any task takes: what is not acknowledged by then runs a second time beside the first. A task
+    # that a killed worker took with it is not waited for; the schedule finds its work again.
+    "visibility_timeout": 3 * 3600,
     "socket_connect_timeout": 2,
     "socket_timeout": 5,
 }

@@ -7,7 +7,7 @@ to compare by what the marketplace's generation states: proofs by its own hash, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -33,7 +33,7 @@ _FEE_OR_RECONCILE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainHistory:
-    """What the marketplace's events say about jobs, by job id; ``complete`` from the first block on."""
+    """What the marketplace's events say about this ledger's jobs, by job id; ``complete`` from the first block on."""
 
     claims: Mapping[int, list[AcceptedClaim]]
     ends: Mapping[int, EndedJob]
@@ -53,11 +53,22 @@ def read(chain: HostChain) -> ChainHistory:
         by_transaction: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for log in logs:
             by_transaction[str(log["transactionHash"])].append(log)
-        for together in by_transaction.values():
-            for claim in chain.marketplace.accepted_claims(together):
+        accepted = [
+            claim for together in by_transaction.values() for claim in chain.marketplace.accepted_claims(together)
+        ]
+        ended = chain.marketplace.ended_jobs(logs)
+        # A marketplace is of many hosts: the jobs of others are not kept.
+        mine = _own_jobs(chain, {claim.job_id for claim in accepted} | {end.job_id for end in ended})
+        for claim in accepted:
+            if claim.job_id in mine:
                 claims[claim.job_id].append(claim)
-        ends.update({ended.job_id: ended for ended in chain.marketplace.ended_jobs(logs)})
+        ends.update({end.job_id: end for end in ended if end.job_id in mine})
     return ChainHistory(claims=claims, ends=ends, complete=first is not None)
+
+
+def _own_jobs(chain: HostChain, job_ids: Collection[int]) -> set[int]:
+    rows = Session.objects.with_job().filter(deployment=chain.key, job_id__in=job_ids)
+    return {job_id for job_id in rows.values_list("job_id", flat=True) if job_id is not None}
 
 
 def _earliest_known(chain: HostChain) -> int:
@@ -110,7 +121,8 @@ def _job_matches(
             "I3",
             f"{session}: {unknown} tokens claimed on the chain are not in this ledger, "
             f"{session.tokens_inherited} were claimed before it began",
-            "Does another node use this host's key? If not, a failed checkpoint was accepted after all: resume it.",
+            "Does another node use this host's key? If not, a failed checkpoint was accepted after all:"
+            " manage.py checkpoints retry.",
         )
     for proof_hash in ours.keys() & theirs.keys():
         yield from _claim_matches(

