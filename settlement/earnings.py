@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from jobs.models import Session
@@ -28,10 +28,17 @@ NO_LOG = -1
 """The index of what a transaction's receipt states, rather than one of its logs."""
 
 _PAGE = 500
+# PostgreSQL may show a row before one with a lower id that is still being committed. None takes so long.
+_COMMITTED_AFTER = timedelta(minutes=5)
 # Of booking a page; another try is needed only where two workers book the same event at the same moment.
 _TRIES = 10
 # Nothing but a reorg changes a transaction in these states; where it has a receipt, its gas is gone.
 _OVER = (TransactionState.FINAL, TransactionState.REVERTED, TransactionState.CANCELLED)
+_GAS_OF_RECEIPT = Earning.objects.live().filter(
+    kind=EarningKind.GAS,
+    transaction_hash=OuterRef("receipt__attempt__hash"),
+    block_hash=OuterRef("receipt__block_hash"),
+)
 # Keys of a job's transactions: what for, the deployment (HostChain.key), the job, and what follows.
 _JOB_KEY = re.compile(r"[a-z_]+:([0-9]+:0x[0-9a-f]{40}(?::0x[0-9a-f]+)?):([0-9]+)(?::|$)")
 
@@ -235,16 +242,18 @@ def book_gas_due(chain: HostChain, *, from_start: bool = False) -> int:
     mine = Transaction.objects.filter(chain_id=chain.deployment.chain_id, sender=chain.host.lower())
     cursor, _ = GasCursor.objects.get_or_create(deployment=chain.key)
     here = 0 if from_start else cursor.transaction_id
-    # Asked for first: what becomes final while this runs is found by the next run.
+    # Asked for first: what becomes final while this runs is found by the next run. The newest before the
+    # unfinished ones: what is committed between the two questions is above it, and not taken for finished.
+    old = mine.filter(created_at__lte=timezone.now() - _COMMITTED_AFTER)
+    newest = old.order_by("-pk").values_list("pk", flat=True).first() or 0
     oldest_unfinished = mine.unfinished().order_by("pk").values_list("pk", flat=True).first()
-    newest = mine.order_by("-pk").values_list("pk", flat=True).first() or 0
-    done = newest if oldest_unfinished is None else oldest_unfinished - 1
+    done = newest if oldest_unfinished is None else min(newest, oldest_unfinished - 1)
+    due = mine.filter(state__in=_OVER, receipt__isnull=False)
+    if not from_start:
+        # Above the cursor lies what was booked in the last minutes, and need not be compared each time.
+        due = due.filter(~Exists(_GAS_OF_RECEIPT))
     booked = 0
-    while page := list(
-        mine.filter(pk__gt=here, state__in=_OVER, receipt__isnull=False)
-        .select_related("receipt__attempt", "checkpoint")
-        .order_by("pk")[:_PAGE]
-    ):
+    while page := list(due.filter(pk__gt=here).select_related("receipt__attempt", "checkpoint").order_by("pk")[:_PAGE]):
         booked += _book_page(chain, page)
         here = page[-1].pk
     GasCursor.objects.filter(pk=cursor.pk, transaction_id=cursor.transaction_id).update(transaction_id=done)

@@ -2,24 +2,26 @@
 
 A send whose answer was lost may have been mined all the same; its replay is then refused as already
 claimed. Guarantees that such a claim is confirmed from the marketplace's own event, once that is final,
-and never from the refusal; and that nothing is called paid whose event states anything else.
+and never from the refusal; that nothing is called paid whose event states anything else; and that none is
+given up on the word of a node that is behind what is known of the chain.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
 from settlement import checkpoints, earnings
-from settlement.chain.client import LOG_RANGE_BLOCKS, ChainClient
+from settlement.chain.client import LOG_RANGE_BLOCKS, Block, ChainClient
 from settlement.chain.marketplace import AcceptedClaim
 from settlement.host_chain import HostChain
-from settlement.models import Attempt, Checkpoint, CheckpointState, Transaction
+from settlement.models import Attempt, ChainCursor, Checkpoint, CheckpointState, Transaction
 from settlement.pauses import pause
 from settlement.txmanager.finality import final_height
 
@@ -110,22 +112,23 @@ def resolve(chain: HostChain, checkpoint: Checkpoint, *, stated: str) -> bool:
     A claim that closed the job, or used up the deposit, is refused for that when it is replayed, and not
     for its proof: every refusal for good is looked into.
     """
-    claim = _find(chain, checkpoint)
+    claim, head = _find(chain, checkpoint)
+    if claim is None and head < _newest_known(chain):
+        return _wait(checkpoint, reason=f"{stated}; the node that answers is behind and may not have the event yet")
     if claim is None:
         return give_up(checkpoint, reason=f"{stated}; no event on the chain states this claim")
     if _follow_own(checkpoint, claim):
         return True
-    final = final_height(chain.client, limits=chain.limits)
-    block = chain.client.block(claim.position.block_number)
-    if block is None or claim.position.block_number > final:
-        until = timezone.now() + pause(checkpoint.pk, tries=checkpoint.retries, first=_NOT_FINAL_PAUSE)
-        return checkpoints.wait(checkpoint, until=until, reason="claimed already, in a block that is not final yet")
+    block = _final_block(chain, claim)
+    if block is None:
+        return _wait(checkpoint, reason="claimed already, in a block that is not final yet")
+    still = checkpoints.as_read([checkpoint])
     with transaction.atomic():
         for here, there in (
             (CheckpointState.QUEUED, CheckpointState.SENT),
             (CheckpointState.REORGED, CheckpointState.SENT),
         ):
-            checkpoints.move(checkpoint.pk, from_state=here, to_state=there, reason="found on the chain")
+            checkpoints.move(checkpoint.pk, from_state=here, to_state=there, reason="found on the chain", still=still)
         checkpoint.state = CheckpointState.SENT
         if not checkpoints.mine(checkpoint, block_time=block.time, reason="found on the chain"):
             return False
@@ -144,21 +147,57 @@ def _follow_own(checkpoint: Checkpoint, claim: AcceptedClaim) -> bool:
     return bool(relinked)
 
 
-def _find(chain: HostChain, checkpoint: Checkpoint) -> AcceptedClaim | None:
-    """Search the marketplace's events since the job's start."""
+def _wait(checkpoint: Checkpoint, *, reason: str) -> bool:
+    until = timezone.now() + pause(checkpoint.pk, tries=checkpoint.retries, first=_NOT_FINAL_PAUSE)
+    return checkpoints.wait(checkpoint, until=until, reason=reason)
+
+
+def _final_block(chain: HostChain, claim: AcceptedClaim) -> Block | None:
+    """The block of a claim's event, once it is final; ``None`` until then, or if the block is gone."""
+    number = claim.position.block_number
+
+    def read(node: ChainClient) -> Block | None:
+        return node.block(number) if number <= final_height(node, limits=chain.limits) else None
+
+    block = chain.client.on_one_node(read)
+    return block if block is not None and "0x" + block.hash.hex() == claim.position.block_hash.lower() else None
+
+
+def _find(chain: HostChain, checkpoint: Checkpoint) -> tuple[AcceptedClaim | None, int]:
+    """Search the marketplace's events since the job's start, all at one node; the claim and that node's head."""
     since = checkpoint.session.job_started_at or checkpoint.created_at
-    head = chain.client.head().number
-    for start in range(first_block_since(chain.client, since, head=head), head + 1, LOG_RANGE_BLOCKS):
-        logs = chain.client.logs(
-            addresses=chain.marketplace.addresses, from_block=start, to_block=min(start + LOG_RANGE_BLOCKS - 1, head)
-        )
-        hashes = dict.fromkeys(str(log["transactionHash"]) for log in logs)
-        for transaction_hash in hashes:
-            together = [log for log in logs if str(log["transactionHash"]) == transaction_hash]
-            found = matching_claim(chain, checkpoint, chain.marketplace.accepted_claims(together))
-            if found is not None:
-                return found
+
+    def search(node: ChainClient) -> tuple[AcceptedClaim | None, int]:
+        head = node.head().number
+        for start in range(first_block_since(node, since, head=head), head + 1, LOG_RANGE_BLOCKS):
+            end = min(start + LOG_RANGE_BLOCKS - 1, head)
+            logs = node.logs(addresses=chain.marketplace.addresses, from_block=start, to_block=end)
+            claim = _claim_among(chain, checkpoint, logs)
+            if claim is not None:
+                return claim, head
+        return None, head
+
+    return chain.client.on_one_node(search)
+
+
+def _claim_among(chain: HostChain, checkpoint: Checkpoint, logs: Sequence[Mapping[str, Any]]) -> AcceptedClaim | None:
+    for transaction_hash in dict.fromkeys(str(log["transactionHash"]) for log in logs):
+        together = [log for log in logs if str(log["transactionHash"]) == transaction_hash]
+        found = matching_claim(chain, checkpoint, chain.marketplace.accepted_claims(together))
+        if found is not None:
+            return found
     return None
+
+
+def _newest_known(chain: HostChain) -> int:
+    """The newest block that any node told this process of, or that the indexer has read."""
+    cursor = ChainCursor.objects.filter(deployment=chain.key).first()
+    return max(newest_head_told(chain.client), -1 if cursor is None else cursor.block_number)
+
+
+def newest_head_told(client: ChainClient) -> int:
+    """The highest of the heads that the nodes last told; -1 if none has."""
+    return max((state.last_block for state in client.endpoints() if state.last_block is not None), default=-1)
 
 
 def first_block_since(client: ChainClient, moment: datetime, *, head: int) -> int:

@@ -27,14 +27,15 @@ _ACTOR = "auto-sweep"
 
 def sweep_due(chain: HostChain) -> int:
     """Ask for the withdrawals and transfers that are due; returns how many."""
-    if chain.signer is None or settings.ENVIRONMENT.sweep_to is None:
+    target = settings.ENVIRONMENT.sweep_to
+    if chain.signer is None or target is None:
         return 0
     thresholds = {
         token: threshold
         for name, threshold in settings.ENVIRONMENT.sweep_above.items()
         for token in withdrawals.tokens_named(chain, name)
     }
-    return _withdraw_due(chain, thresholds) + _transfer_due(chain, thresholds)
+    return _withdraw_due(chain, thresholds) + _transfer_due(chain, thresholds, target=target)
 
 
 def _withdraw_due(chain: HostChain, thresholds: dict[str, int]) -> int:
@@ -55,7 +56,7 @@ def _withdraw_due(chain: HostChain, thresholds: dict[str, int]) -> int:
     return 1
 
 
-def _transfer_due(chain: HostChain, thresholds: dict[str, int]) -> int:
+def _transfer_due(chain: HostChain, thresholds: dict[str, int], *, target: str) -> int:
     for token, threshold in thresholds.items():
         spare = _spare(chain, token)
         if spare <= threshold or not _may_ask(chain, WithdrawalKind.SWEEP):
@@ -66,6 +67,7 @@ def _transfer_due(chain: HostChain, thresholds: dict[str, int]) -> int:
                 kind=WithdrawalKind.SWEEP,
                 tokens=[token],
                 amount=spare,
+                recipient=target,
                 request_key=_next_key(chain, WithdrawalKind.SWEEP),
                 actor=_ACTOR,
             )

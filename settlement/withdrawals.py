@@ -2,6 +2,7 @@
 
 Guarantees that a request is sent once however often it is made; that nothing is sent whose gas is worth
 more than the operator allows, unless forced; that a withdrawal is booked from the contract's event only;
+that a sweep goes to, and is booked for, the address it was asked for, or is given up before it is signed;
 and that every step can be taken at any moment, by any worker, after any crash. Amounts are base units,
 costs are wei.
 """
@@ -16,15 +17,12 @@ from typing import Any
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
-from eth_utils.address import to_checksum_address
 
-from settlement import checkpoints, earnings
+from settlement import checkpoints, earnings, sweep_transfers
 from settlement.amounts import Unit, format_amount, unit_of
-from settlement.chain.bindings import TestUSDC
-from settlement.chain.bindings.events import Transfer
 from settlement.chain.client import CallReverted
-from settlement.chain.contracts import Call, FunctionSpec, nothing
-from settlement.chain.marketplace import NATIVE_COIN, LogPosition
+from settlement.chain.contracts import Call
+from settlement.chain.marketplace import NATIVE_COIN
 from settlement.host_chain import HostChain
 from settlement.models import (
     Checkpoint,
@@ -32,6 +30,7 @@ from settlement.models import (
     EarningKind,
     EarningTotal,
     Receipt,
+    Transaction,
     TransactionKind,
     TransactionState,
     Withdrawal,
@@ -40,9 +39,11 @@ from settlement.models import (
 )
 from settlement.models.earning import ALL
 from settlement.policy import WEI_PER_COIN
-from settlement.txmanager import outbox, quotes
+from settlement.txmanager import commands, outbox, quotes
 
 logger = logging.getLogger(__name__)
+
+_ACTOR = "withdrawals"
 
 
 class WithdrawalRefused(Exception):
@@ -213,9 +214,13 @@ def record(
     amount: int | None,
     request_key: str,
     actor: str,
+    recipient: str = "",
     forced: bool = False,
 ) -> Withdrawal:
-    """Write a request down, once for its key. Raises ``WithdrawalRefused`` while another is under way."""
+    """Write a request down, once for its key; a sweep with its recipient.
+
+    Raises ``WithdrawalRefused`` while another is under way.
+    """
     try:
         with transaction.atomic():
             row, _ = Withdrawal.objects.get_or_create(
@@ -225,6 +230,7 @@ def record(
                     "kind": kind,
                     "tokens": list(tokens),
                     "amount": amount,
+                    "recipient": recipient.lower(),
                     "requested_by": actor,
                     "forced": forced,
                 },
@@ -248,7 +254,9 @@ def advance(chain: HostChain) -> int:
 def _enqueue(chain: HostChain, row: Withdrawal) -> bool:
     assert chain.signer is not None  # noqa: S101 - requests are made and advanced with a signer only
     sweeps = row.kind == WithdrawalKind.SWEEP
-    call = _sweep_call(chain, row) if sweeps else _withdraw_call(chain, tokens=row.tokens, amount=row.amount)
+    if sweeps and not sweep_transfers.is_wanted(row):
+        return _move(row, to_state=WithdrawalState.FAILED, reason=sweep_transfers.objection(row))
+    call = sweep_transfers.call(row) if sweeps else _withdraw_call(chain, tokens=row.tokens, amount=row.amount)
     with transaction.atomic():
         sent = outbox.enqueue(
             key=f"{row.kind}:{chain.key}:{row.pk}",
@@ -266,15 +274,6 @@ def _withdraw_call(chain: HostChain, *, tokens: Sequence[str], amount: int | Non
     return chain.marketplace.withdraw_many(tokens)
 
 
-def _sweep_call(chain: HostChain, row: Withdrawal) -> Call[Any]:
-    target = settings.ENVIRONMENT.sweep_to
-    assert target is not None and row.amount is not None  # noqa: S101 - sweeps are recorded with both
-    recipient = to_checksum_address(target)
-    if row.tokens == [NATIVE_COIN]:
-        return Call(to=recipient, data=b"", value=row.amount, function=FunctionSpec("", (), ()), decoder=nothing)
-    return TestUSDC(to_checksum_address(row.tokens[0])).transfer(to=recipient, value=row.amount)
-
-
 def _follow(chain: HostChain, row: Withdrawal) -> bool:
     sent = row.transaction
     assert sent is not None  # noqa: S101 - a sent withdrawal has a transaction (constraint of that name)
@@ -282,13 +281,13 @@ def _follow(chain: HostChain, row: Withdrawal) -> bool:
         reason = f"{sent.state}: {sent.revert or sent.reason}" if sent.revert or sent.reason else sent.state
         return _move(row, to_state=WithdrawalState.FAILED, reason=reason)
     if sent.state != TransactionState.FINAL:
-        return False
+        return _stop_if_unsigned(row, sent)
     receipt = Receipt.objects.select_related("attempt").get(transaction=sent)
     mined = chain.client.receipt(receipt.attempt.hash)
     if mined is None:
         return False
     booked = (
-        _book_sweep(chain, row, receipt=receipt, logs=mined.logs)
+        sweep_transfers.book(chain, row, receipt=receipt, logs=mined.logs)
         if row.kind == WithdrawalKind.SWEEP
         else apply_events(chain, mined.logs)
     )
@@ -297,6 +296,14 @@ def _follow(chain: HostChain, row: Withdrawal) -> bool:
     moved = _move(row, to_state=WithdrawalState.FINAL)
     logger.info("%s is final", row, extra={"event": "withdrawal_final", "tx_hash": receipt.attempt.hash})
     return moved
+
+
+def _stop_if_unsigned(row: Withdrawal, sent: Transaction) -> bool:
+    """A sweep to an address that is no longer the operator's would be refused by the signer for ever."""
+    if sent.state != TransactionState.QUEUED or row.kind != WithdrawalKind.SWEEP or sweep_transfers.is_wanted(row):
+        return False
+    # The next look finds it cancelled, or signed before it could be: that one goes where it was sent.
+    return commands.cancel(sent.pk, actor=_ACTOR, reason=sweep_transfers.objection(row))
 
 
 def _move(row: Withdrawal, *, to_state: WithdrawalState, reason: str = "", **changes: Any) -> bool:
@@ -319,38 +326,6 @@ def apply_events(chain: HostChain, logs: Iterable[Mapping[str, Any]]) -> int:
             earnings.book_withdrawal(event, deployment=chain.key, at=times.get(event.position.block_number))
             cover(deployment=chain.key, token=event.token)
     return len(found)
-
-
-def _book_sweep(chain: HostChain, row: Withdrawal, *, receipt: Receipt, logs: Iterable[Mapping[str, Any]]) -> int:
-    """Native coin moves without an event: the successful receipt of our own transfer stands for it."""
-    token = str(row.tokens[0])
-    moves = (
-        [(row.amount or 0, earnings.position_of(receipt))]
-        if token == NATIVE_COIN
-        else _transfers(logs, token=token, sender=chain.host or "", receiver=str(settings.ENVIRONMENT.sweep_to))
-    )
-    for amount, position in moves:
-        earnings.book_sweep(amount, token=token, position=position, deployment=chain.key, at=receipt.block_time)
-    return len(moves)
-
-
-def _transfers(
-    logs: Iterable[Mapping[str, Any]], *, token: str, sender: str, receiver: str
-) -> list[tuple[int, LogPosition]]:
-    found = []
-    for log in logs:
-        if str(log["address"]).lower() != token or str(log["topics"][0]).lower() != "0x" + Transfer.topic.hex():
-            continue
-        seen = Transfer.decode(log)
-        if (seen.event.from_.lower(), seen.event.to.lower()) == (sender.lower(), receiver.lower()):
-            position = LogPosition(
-                transaction_hash="0x" + seen.transaction_hash.hex(),
-                log_index=seen.log_index,
-                block_number=seen.block_number,
-                block_hash="0x" + seen.block_hash.hex(),
-            )
-            found.append((seen.event.value, position))
-    return found
 
 
 def cover(*, deployment: str, token: str) -> int:

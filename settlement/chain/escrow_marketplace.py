@@ -31,10 +31,10 @@ from settlement.chain.marketplace import (
 )
 from settlement.chain.reverts import CustomRevert
 
+# UnknownJob and NotAssignedHost are tried again: the ledger holds jobs of this host only, but a node that is behind
+# the job's block, or a reorg that takes a while to bring it back, knows none of them.
 _REFUSALS = {
-    "UnknownJob": Refusal.PERMANENT,
     "SessionNotActive": Refusal.PERMANENT,
-    "NotAssignedHost": Refusal.PERMANENT,
     "TooFewTokens": Refusal.PERMANENT,
     "ExceedsDeposit": Refusal.PERMANENT,
     "ProofAlreadyUsed": Refusal.ALREADY_CLAIMED,

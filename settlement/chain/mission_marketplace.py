@@ -36,9 +36,10 @@ from settlement.chain.paid_at_end import NO_ADDRESS, PaidAtEnd, paid_to_treasury
 # A literal of the contract, which states it nowhere.
 TOKENS_PER_SECOND = 10
 
+# "Only host can submit proof" is tried again: the ledger holds jobs of this host only, but a node that is behind
+# the job's block has no host for them.
 _REFUSALS = {
     "Session not active": Refusal.PERMANENT,
-    "Only host can submit proof": Refusal.PERMANENT,
     "Must claim minimum tokens": Refusal.PERMANENT,
     "Exceeds deposit": Refusal.PERMANENT,
     "Unauthorized": Refusal.PERMANENT,

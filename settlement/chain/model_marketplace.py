@@ -45,9 +45,9 @@ _NO_MODEL = bytes(32)
 
 # An unexplained refusal is tried again: giving up would turn a node's hiccup into lost money. So is "Low
 # first", of a claim whose predecessor an operator may still resume: once there was a claim it is accepted.
+# And so is "Not host": the ledger holds jobs of this host only, but a node that is behind has no host for them.
 _REFUSALS = {
     "Not active": Refusal.PERMANENT,
-    "Not host": Refusal.PERMANENT,
     "Min tokens": Refusal.PERMANENT,
     "Over dep": Refusal.PERMANENT,
     "Not depositor or host": Refusal.PERMANENT,

@@ -36,12 +36,15 @@ class Withdrawal(models.Model):
 
     ``request_key`` comes from whoever asks: the same key asks for the same withdrawal, however often.
     ``tokens`` are addresses in lower case; what was paid is told by the earning rows of its transaction.
+    ``recipient``, in lower case too, is where a sweep goes, whatever is configured since; a withdrawal has
+    none, it goes to the host.
     """
 
     deployment = models.CharField(max_length=120)
     kind = models.CharField(max_length=20, choices=WithdrawalKind, default=WithdrawalKind.WITHDRAW)
     tokens = models.JSONField()
     amount = Uint256Field(null=True, blank=True)
+    recipient = models.CharField(max_length=42, blank=True)
     request_key = models.CharField(max_length=120)
     requested_by = models.CharField(max_length=150)
     forced = models.BooleanField(default=False, help_text="Sent although the gas may be worth more.")
@@ -67,6 +70,11 @@ class Withdrawal(models.Model):
             models.CheckConstraint(
                 condition=~Q(state__in=(WithdrawalState.SENT, WithdrawalState.FINAL)) | Q(transaction__isnull=False),
                 name="a_sent_withdrawal_has_a_transaction",
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind=WithdrawalKind.SWEEP, state__in=(WithdrawalState.SENT, WithdrawalState.FINAL))
+                | ~Q(recipient=""),
+                name="a_sent_sweep_has_a_recipient",
             ),
         ]
 

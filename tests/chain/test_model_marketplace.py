@@ -190,8 +190,8 @@ def test_every_refusal_of_a_claim_is_told_by_its_reason(market: ModelWorld) -> N
     proof = unused_proof()
     meaning = market.adapter.meaning_of
     cases = [
-        (market.claim(job_id, 200), market.stranger, 60, "Not host", Refusal.PERMANENT),
-        (market.claim(777, 200), market.host, 60, "Not host", Refusal.PERMANENT),
+        (market.claim(job_id, 200), market.stranger, 60, "Not host", Refusal.UNEXPLAINED),
+        (market.claim(777, 200), market.host, 60, "Not host", Refusal.UNEXPLAINED),
         (market.claim(job_id, 99), market.host, 60, "Min tokens", Refusal.PERMANENT),
         (market.claim(job_id, 199), market.host, 60, "Low first", Refusal.UNEXPLAINED),
         (market.claim(job_id, 2001), market.host, 1, "Too many", Refusal.TOO_FAST),

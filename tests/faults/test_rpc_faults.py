@@ -130,18 +130,17 @@ def _reasons(contract: str) -> list[str]:
     return sorted(set(re.findall(r'require\(.*?, "([^"]+)"\)', source)))
 
 
+# Not among them is what a node says that does not have the job's block yet: UnknownJob and its like.
 _PERMANENT = {
-    HOST_GENERATION: {"UnknownJob", "SessionNotActive", "NotAssignedHost", "TooFewTokens", "ExceedsDeposit"},
+    HOST_GENERATION: {"SessionNotActive", "TooFewTokens", "ExceedsDeposit"},
     MISSION_GENERATION: {
         "Session not active",
-        "Only host can submit proof",
         "Must claim minimum tokens",
         "Exceeds deposit",
         "Unauthorized",
     },
     MODEL_GENERATION: {
         "Not active",
-        "Not host",
         "Min tokens",
         "Over dep",
         "Not depositor or host",

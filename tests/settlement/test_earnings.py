@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from settlement.models import (
     TransactionKind,
     TransactionState,
 )
+from settlement.models.transaction import TransactionQuerySet
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -212,6 +214,10 @@ def _over(state: TransactionState = TransactionState.FINAL, **fields: Any) -> Tr
     return factories.make_transaction(state=state, **fields)
 
 
+def _grow_old() -> None:
+    Transaction.objects.update(created_at=timezone.now() - timedelta(hours=1))
+
+
 def gas_due(**options: Any) -> int:
     return earnings.book_gas_due(CHAIN, **options)  # type: ignore[arg-type]
 
@@ -246,6 +252,7 @@ def test_gas_serves_the_job_of_its_checkpoint_or_of_its_key() -> None:
 def test_gas_is_found_above_a_transaction_that_is_still_under_way() -> None:
     waiting = factories.make_transaction(state=TransactionState.SENT)
     _over()
+    _grow_old()
     assert gas_due() == 1
     assert GasCursor.objects.get().transaction_id == waiting.pk - 1
     _over()
@@ -253,9 +260,46 @@ def test_gas_is_found_above_a_transaction_that_is_still_under_way() -> None:
     assert Earning.objects.count() == 2
 
 
+def test_gas_of_what_is_committed_while_the_cursor_is_reckoned_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _over()
+    unfinished = TransactionQuerySet.unfinished
+    late: list[Transaction] = []
+
+    def another_process_commits(rows: TransactionQuerySet) -> TransactionQuerySet:
+        """The answer of before a transaction that is there from now on."""
+        found = list(unfinished(rows).values_list("pk", flat=True))
+        if not late:
+            late.append(_over())
+            Transaction.objects.filter(pk=late[0].pk).update(state=TransactionState.SENT)
+            _grow_old()
+        return rows.filter(pk__in=found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransactionQuerySet, "unfinished", another_process_commits)
+        _grow_old()
+        assert gas_due() == 1
+    assert GasCursor.objects.get().transaction_id < late[0].pk
+    Transaction.objects.filter(pk=late[0].pk).update(state=TransactionState.FINAL)
+    assert gas_due() == 1
+    assert total(EarningKind.GAS, token=factories.NATIVE) == 2 * late[0].receipt.fee
+
+
+def test_the_gas_cursor_waits_for_rows_that_may_be_committed_below_what_is_seen() -> None:
+    seen = _over(pk=1000)
+    assert [gas_due(), gas_due()] == [1, 0]
+    _over(pk=999)
+    assert [gas_due(), gas_due()] == [1, 0]
+    _grow_old()
+    assert gas_due() == 0
+    assert GasCursor.objects.get().transaction_id == seen.pk
+
+
 def test_gas_taken_back_is_booked_again_below_the_cursor() -> None:
     row = _over()
     _over()
+    _grow_old()
     assert gas_due() == 2
     receipt = row.receipt
     assert earnings.reverse(transaction_hash=receipt.attempt.hash, block_hash=receipt.block_hash) == 1
