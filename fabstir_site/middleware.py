@@ -27,7 +27,8 @@ CLIENT_PATHS = ("/v1/", "/tokenize", "/detokenize", "/health", "/livez", "/ready
 
 def is_for_clients(request: HttpRequest) -> bool:
     """Whether the address knows no cookies."""
-    return request.path.startswith(CLIENT_PATHS)
+    # As the URL configuration sees it: what stands before it is a header of the client's (Daphne-Root-Path).
+    return request.path_info.startswith(CLIENT_PATHS)
 
 
 class _Direct(MiddlewareMixin):

@@ -25,10 +25,13 @@ Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 _FLOW = "fabstir.flow"
 _WAITING_MESSAGES = 64
 _WAITING_BYTES = 2 * 1024 * 1024
+_FLUSH_SECONDS = 5
 
 
 class FlowControlledSocket(WebSocketProtocol):  # type: ignore[misc]  # daphne is untyped
     """A connection that can be waited for: ``drained`` is unset while its write buffer is full."""
+
+    _giving_up: Any = None
 
     def onConnect(self, request: Any) -> Any:  # noqa: N802 - autobahn's name
         self.drained = asyncio.Event()
@@ -70,9 +73,22 @@ class FlowControlledSocket(WebSocketProtocol):  # type: ignore[misc]  # daphne i
         # autobahn leaves an application only the private codes; ours say which rule of the protocol was broken.
         self.sendCloseFrame(code=1000 if code is None else code, isReply=False)
 
+    def dropConnection(self, abort: bool = False) -> None:  # noqa: N802
+        super().dropConnection(abort)
+        if not abort and self._giving_up is None:
+            # The transport waits until its peer has read what was written to it: one that reads no more never does.
+            self._giving_up = reactor.callLater(_FLUSH_SECONDS, self._give_up)  # type: ignore[arg-type]  # as in web.py
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        self.transport.abortConnection()
+
     def connectionLost(self, reason: Any) -> None:  # noqa: N802
         if hasattr(self, "drained"):
             self.drained.set()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
         super().connectionLost(reason)
 
     # What the transport calls on whoever writes to it.

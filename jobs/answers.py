@@ -18,6 +18,8 @@ from jobs.streaming import usage_of
 
 # Some clients lose what arrives in the same turn of their event loop as the end of an encrypted stream.
 SECONDS_BEFORE_THE_END = 0.015
+# Characters: every frame of an answer repeats the id, so that it must not multiply what a client sends.
+_LONGEST_ID = 1000
 
 
 class Answer(Protocol):
@@ -127,6 +129,19 @@ def text_of(message: Mapping[str, Any], name: str) -> str | None:
     """A field that is named in an answer, if it is text or a number."""
     value = message.get(name)
     return str(value)[:200] if isinstance(value, str | int) else None
+
+
+def with_short_id(message: dict[str, Any]) -> dict[str, Any]:
+    """``message`` with no more of its ``id`` than every frame of its answer can repeat.
+
+    A longer text is cut; anything else is left out where its JSON is longer.
+    """
+    message_id = message.get("id")
+    if isinstance(message_id, str):
+        return {**message, "id": message_id[:_LONGEST_ID]} if len(message_id) > _LONGEST_ID else message
+    if message_id is None or len(json.dumps(message_id)) <= _LONGEST_ID:
+        return message
+    return {name: value for name, value in message.items() if name != "id"}
 
 
 def with_id(frame: dict[str, Any], message: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from typing import Any
 from jobs.completions import Completion, CompletionEvent, CompletionRequest, Serving
 from jobs.http_callers import with_session_token
 from jobs.protocol import BillingNote, RequestError
+from jobs.rate_limits import Standing
 from jobs.refusals import INTERNAL
+from jobs.spending import handing_out
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Choices:
         *,
         choices_per_prompt: int = 1,
         billing: BillingNote | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self._per_prompt = choices_per_prompt
         self._billing = billing
@@ -67,7 +70,8 @@ class Choices:
         self._ahead: Piece | None = None
         self.completions: dict[int, Completion] = {}
         self._tasks = [
-            asyncio.create_task(self._play(serving, index, request)) for index, request in enumerate(requests)
+            asyncio.create_task(self._play(serving, index, request, standing=None if index else standing))
+            for index, request in enumerate(requests)
         ]
         self._unended = set(range(len(requests)))
         self._doomed = False
@@ -81,17 +85,22 @@ class Choices:
     ) -> Choices:
         """The choices of ``requests``, which are of one caller and one job, on their way.
 
-        Raises ``RequestError`` where the first of several is the first ever to use the job, and may not.
+        Raises ``RequestError`` where the first of several is not admitted, or is the first ever to use the job
+        and may not.
         """
         if len(requests) == 1:
             return cls(serving, requests)
+        standing = await serving.admit(requests[0])
         # Whoever uses a job first is given a token for it. The others would be strangers without it.
         opened = await serving.open_session(requests[0].reference, caller=requests[0].caller)
         caller = requests[0].caller
         if opened.billing.session_token:
-            caller = await with_session_token(caller, opened.billing.session_token)
+            try:
+                caller = await with_session_token(caller, opened.billing.session_token)
+            except RequestError as refusal:
+                raise handing_out(refusal, opened.billing) from refusal
         known = [replace(request, caller=caller) for request in requests]
-        return cls(serving, known, choices_per_prompt=choices_per_prompt, billing=opened.billing)
+        return cls(serving, known, choices_per_prompt=choices_per_prompt, billing=opened.billing, standing=standing)
 
     async def begin(self, *, patience: float | None = None) -> None:
         """Wait for the first piece, no longer than ``patience`` seconds. Raises the ``RequestError`` it is."""
@@ -164,14 +173,16 @@ class Choices:
         return Timings(prompt_ms=(first - self._begun) * 1000, predicted_ms=(now - first) * 1000)
 
     def failed(self, error: RequestError) -> RequestError:
-        """``error`` with the usage of what was generated before it, if anything was."""
-        if not self.completions:
-            return error
-        return replace(error, details={**error.details, "usage": self.usage()})
+        """``error`` with the usage of what was generated before it, if anything was, and a new session token."""
+        if self.completions:
+            error = replace(error, details={**error.details, "usage": self.usage()})
+        return handing_out(error, self.billing())
 
-    async def _play(self, serving: Serving, index: int, request: CompletionRequest) -> None:
+    async def _play(
+        self, serving: Serving, index: int, request: CompletionRequest, *, standing: Standing | None
+    ) -> None:
         try:
-            completion = await serving.start(request)
+            completion = await serving.start(request, standing=standing)
         except RequestError as refusal:
             # What the others of this very answer used up is paid for, and must be delivered.
             spent = refusal.code == _DEPOSIT_EXHAUSTED and bool(self.completions)

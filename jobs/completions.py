@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from jobs import idempotency, log_ids, requests, sessions
+from jobs import idempotency, log_ids, requests, sessions, spending
 from jobs.access_rules import SpendingPolicy
 from jobs.callers import ANYBODY, Caller
 from jobs.inference.engine import (
@@ -126,6 +126,7 @@ class Serving:
     observer: Observer = UNOBSERVED
     _running: dict[asyncio.Task[None], Completion | None] = field(default_factory=dict)
     _beginning: set[uuid.UUID] = field(default_factory=set)
+    _starting: dict[asyncio.Task[Completion], uuid.UUID] = field(default_factory=dict)
 
     async def find_job(self, job_id: int) -> ChainJob | None:
         """The job as the chain states it. Raises ``RequestError`` (503) if the chain cannot be asked."""
@@ -156,22 +157,39 @@ class Serving:
             raise sessions.unpaid(reference, chain_id=self.jobs.chain_id, api_keys_only=self.serve_unpaid)
         return partial(sessions.open_unpaid_session, reference, chain_id=self.jobs.chain_id)
 
-    async def start(self, request: CompletionRequest) -> Completion:
-        """Admit ``request`` and begin to generate. Raises ``RequestError`` before any token is billed."""
-        standing = UNLIMITED
-        try:
-            log_ids.work_for(session=None, job=request.reference.job_id)
+    async def admit(self, request: CompletionRequest) -> Standing:
+        """Count ``request`` against its caller's limits. Raises ``RequestError`` at a limit, or without room for it.
+
+        Before anything is looked up or written: a host that is asked too much has no time for that.
+        """
+        with self._noting_refusals(UNLIMITED):
             standing = await self.limits.admit(caller=request.caller, job_id=request.reference.job_id)
-            return await self._admit(request, standing)
+        with self._noting_refusals(standing):
+            if (busy := self.engine.busy()) is not None:
+                raise refusal_of(busy)
+        return standing
+
+    async def start(self, request: CompletionRequest, *, standing: Standing | None = None) -> Completion:
+        """Admit ``request``, unless ``admit`` has (``standing``), and begin to generate.
+
+        Raises ``RequestError`` before any token is billed.
+        """
+        log_ids.work_for(session=None, job=request.reference.job_id)
+        if standing is None:
+            standing = await self.admit(request)
+        with self._noting_refusals(standing):
+            return await self._start(request, standing)
+
+    @contextmanager
+    def _noting_refusals(self, standing: Standing) -> Iterator[None]:
+        try:
+            yield
         except RequestError as refusal:
             self.observer.refused(refusal.code)
             refusal.headers = {**standing.headers(), **refusal.headers}
             raise
 
-    async def _admit(self, request: CompletionRequest, standing: Standing) -> Completion:
-        if (busy := self.engine.busy()) is not None:
-            # Before anything is looked up or written: a host that is asked too much has no time for that.
-            raise refusal_of(busy)
+    async def _start(self, request: CompletionRequest, standing: Standing) -> Completion:
         if request.max_tokens > self.max_completion_tokens:
             raise invalid(
                 f"max_tokens must be at most {self.max_completion_tokens}, got {request.max_tokens}.",
@@ -189,6 +207,8 @@ class Serving:
     async def _generate(self, prepared: _Prepared) -> Completion:
         row_id = uuid.uuid4()
         beginning = asyncio.ensure_future(self._begin(row_id, prepared))
+        self._starting[beginning] = row_id
+        beginning.add_done_callback(self._starting.pop)
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -223,7 +243,7 @@ class Serving:
         try:
             first = await anext(stream)
         except EngineError as failure:
-            refusal = refusal_of(failure)
+            refusal = spending.handing_out(refusal_of(failure), opened.billing)
             watch.ended("error", prompt_tokens=0, completion_tokens=0, error_code=refusal.code)
             await in_database_thread(requests.finish)(
                 row_id, state=RequestState.FAILED, finish_reason="error", error=refusal.message, prompt_tokens=0
@@ -278,12 +298,15 @@ class Serving:
             logger.error("a generation ended by an unforeseen error", exc_info=failure)
 
     async def shut_down(self) -> None:
-        """Cancel what is running and wait until its books are closed."""
-        for completion in list(self._running.values()):
-            if completion is not None:
-                await completion.cancel()
-        while self._running:
-            await asyncio.wait(set(self._running))
+        """Cancel what is running or about to, and wait until its books are closed."""
+        while waited := {*self._running, *self._starting}:
+            # Asked again, since the engine may not know yet what is about to begin.
+            for completion in list(self._running.values()):
+                if completion is not None:
+                    await completion.cancel()
+            for row_id in list(self._starting.values()):
+                await self.engine.cancel(str(row_id))
+            await asyncio.wait(waited, timeout=_ABANDON_SECONDS)
 
 
 def _observed(request: CompletionRequest, *, row_id: uuid.UUID, model: str, allowed: int) -> ObservedRequest:

@@ -60,16 +60,19 @@ class Waiting:
         """Start the generation. Raises ``StoppedEarly`` if it is stopped before it has a first token."""
         if self.is_stopped():
             raise StoppedEarly
-        self._starting = asyncio.ensure_future(serving.start(request))
+        starting = self._starting = asyncio.ensure_future(serving.start(request))
         try:
-            self.completion = await self._starting
+            self.completion = await starting
         except asyncio.CancelledError:
+            if starting.done() and not starting.cancelled() and starting.exception() is None:
+                # Its first token and the end of the socket came together: nobody else knows of it.
+                await asyncio.shield(starting.result().cancel())
             task = asyncio.current_task()
             if not self.is_stopped() or (task is not None and task.cancelling()):
                 raise
             raise StoppedEarly from None
         if self.is_stopped():
-            await self.completion.cancel()
+            await asyncio.shield(self.completion.cancel())
         return self.completion
 
     def stop(self, why: Literal["cancelled", "late"]) -> None:
@@ -127,7 +130,7 @@ class Connection:
             await self._hang_up(MESSAGE_TOO_BIG)
             return
         try:
-            message = parse_json_object(raw)
+            message = answers.with_short_id(parse_json_object(raw))
         except RequestError as refusal:
             await self.refuse(refusal, {})
             return

@@ -44,6 +44,8 @@ class Dialects:
         self._answering = Answering(connection, sockets=sockets)
         self._reference = SessionReference()
         self._encrypted: EncryptedSession | None = None
+        # The job that was named last, and whether it exists.
+        self._known_job: tuple[int | None, bool] = (None, False)
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -77,6 +79,7 @@ class Dialects:
         caller = await self._caller(waiting.message)
         opened = await self._sockets.serving.open_session(reference, caller=caller)
         self._reference = reference
+        self._known_job = reference.job_id, opened.billing.claimable
         if reference.job_id is not None:
             await self._sockets.bind(self._connection, opened.id, named=_name_of(reference))
         acknowledged = self._acknowledgement(reference, opened, "Session initialized successfully")
@@ -93,7 +96,7 @@ class Dialects:
         _refuse_images(body)
         reference = SessionReference.read({**message, **body}).merged_with(self._reference)
         caller = await self._caller({**message, **body})
-        conversation = self._conversation(reference, caller)
+        conversation = await self._conversation(reference, caller)
         request, values = completion_request(
             body, path=DeliveryPath.WS_PROMPT, reference=reference, history=tuple(conversation.turns)
         )
@@ -191,7 +194,7 @@ class Dialects:
             remote_address=self._connection.caller.remote_address,
             connection=self._connection.caller.connection,
         )
-        conversation = self._conversation(session.reference, caller)
+        conversation = await self._conversation(session.reference, caller)
         request, values = completion_request(
             body, path=DeliveryPath.WS_ENCRYPTED, reference=session.reference, history=tuple(conversation.turns)
         )
@@ -228,15 +231,35 @@ class Dialects:
             self._connection.caller = await with_session_token(self._connection.caller, message["session_token"])
         return self._connection.caller
 
-    def _conversation(self, reference: SessionReference, caller: Caller) -> Conversation:
+    async def _conversation(self, reference: SessionReference, caller: Caller) -> Conversation:
         """What was said before, by this client about this job; of nobody else."""
         if reference.job_id is None and not reference.session_id:
             about = f"socket {self._connection.id}"
         else:
             about = f"job {reference.job_id}" if reference.job_id is not None else f"session {reference.session_id}"
-        key = (about, ",".join(sorted(caller.addresses)) or f"from {caller.remote_address}")
+        key = (about, await self._who(reference, caller))
         self._sockets.converses(self._connection, key)
         return self._sockets.conversations.of(key)
+
+    async def _who(self, reference: SessionReference, caller: Caller) -> str:
+        """Who has a conversation, by the strongest of what it has proven. Raises ``RequestError``."""
+        if caller.addresses:
+            return ",".join(sorted(caller.addresses))
+        if caller.api_key is not None:
+            return f"key {caller.api_key}"
+        if reference.job_id is not None and await self._exists(reference.job_id):
+            # Only whoever may spend the job gets as far as its history, and not always with the same token.
+            return f"from {caller.remote_address}"
+        if caller.authorizations:
+            return f"authorization {min(caller.authorizations)}"
+        # Strangers behind one proxy share its address, and may choose the same name for a session.
+        return f"socket {self._connection.id}"
+
+    async def _exists(self, job_id: int) -> bool:
+        """Whether there is such a job: its number may be no more than a client's name for a session."""
+        if self._known_job[0] != job_id:
+            self._known_job = job_id, await self._sockets.serving.find_job(job_id) is not None
+        return self._known_job[1]
 
     def _acknowledgement(self, reference: SessionReference, opened: OpenedSession, text: str) -> dict[str, Any]:
         return {

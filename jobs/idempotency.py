@@ -13,12 +13,12 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from django.db import DatabaseError, IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
@@ -43,6 +43,7 @@ _LEASE = timedelta(seconds=60)
 _RETRY_AFTER_SECONDS = 2
 
 Produce = Callable[[], Awaitable[HttpResponseBase]]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class _Attempt:
 
 # Set around the view's own work, so that no view can forget to hand it on: one that did would bill twice.
 _attempt: ContextVar[_Attempt | None] = ContextVar("idempotent_attempt", default=None)
-_going_on: set[asyncio.Task[HttpResponseBase]] = set()
+_going_on: set[asyncio.Task[Any]] = set()
 
 
 async def answer_once(request: HttpRequest, *, caller: Caller, stream: bool, produce: Produce) -> HttpResponseBase:
@@ -70,16 +71,19 @@ async def answer_once(request: HttpRequest, *, caller: Caller, stream: bool, pro
     if not _KEY.fullmatch(key):
         raise invalid(f"{HEADER} must be 1 to 255 printable ASCII characters without spaces.", field=HEADER)
     fingerprint = hashlib.sha256(request.path.encode() + b"\0" + request.body).hexdigest()
-    found = await stored(_claim)(caller=_hash_of(caller), key=key, fingerprint=fingerprint)
+    claiming = asyncio.ensure_future(stored(_claim)(caller=_hash_of(caller), key=key, fingerprint=fingerprint))
+    try:
+        found = await asyncio.shield(claiming)
+    except asyncio.CancelledError:
+        # The database goes on with it: a row that nobody settled would keep the key for a day.
+        _keep_going(_give_up(claiming))
+        raise
     if isinstance(found, HttpResponse):
         return found
     attempt = _Attempt(found)
     if stream:
         return await _produced_stream(attempt, produce)
-    task = asyncio.ensure_future(_produced(attempt, produce))
-    _going_on.add(task)
-    task.add_done_callback(_forget)
-    return await asyncio.shield(task)
+    return await asyncio.shield(_keep_going(_produced(attempt, produce)))
 
 
 def began() -> None:
@@ -152,6 +156,13 @@ def _in_flight() -> RequestError:
         status=409,
         retry_after=_RETRY_AFTER_SECONDS,
     )
+
+
+async def _give_up(claiming: asyncio.Task[int | HttpResponse]) -> None:
+    """The client went away before anything was asked of the engine: its key may be used again."""
+    found = await claiming
+    if isinstance(found, int):
+        await _stored_if_possible(_release, found)
 
 
 async def _produced(attempt: _Attempt, produce: Produce) -> HttpResponseBase:
@@ -272,7 +283,15 @@ def _say_alive(row_id: int) -> None:
     KeptAnswer.objects.filter(pk=row_id, state=KeptAnswerState.IN_FLIGHT).update(alive_at=timezone.now())
 
 
-def _forget(task: asyncio.Task[HttpResponseBase]) -> None:
+def _keep_going(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """``work`` in a task that ends by itself, whoever waits for it."""
+    task = asyncio.ensure_future(work)
+    _going_on.add(task)
+    task.add_done_callback(_forget)
+    return task
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
     _going_on.discard(task)
     if not task.cancelled() and (failure := task.exception()) is not None and not isinstance(failure, RequestError):
         logger.error("an answer that was to be kept failed", exc_info=failure)

@@ -109,11 +109,13 @@ class Sockets:
             bound.named[connection.id] = named
             return
         await in_database_thread(sessions.attach_socket)(session_id, connection_id=connection.id)
-        if bound is None:
+        known = SessionProgress()
+        if session_id not in self._bound:
             # What was so before is no news.
             read = await in_database_thread(self.feed.read)([session_id])
-            bound = self._bound.setdefault(session_id, _Bound(told=read.get(session_id, SessionProgress())))
-        bound.named[connection.id] = named
+            known = read.get(session_id, known)
+        # Looked up after the last wait: the last socket of the session may have left meanwhile, and its entry with it.
+        self._bound.setdefault(session_id, _Bound(told=known)).named[connection.id] = named
 
     def bound_sessions(self, connection: Connection) -> list[int]:
         """Row ids of the sessions that this socket holds open."""

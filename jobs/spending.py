@@ -7,14 +7,14 @@ refusal changes nothing, so that a job's number alone neither spends nor blocks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs import session_authorization
 from jobs.access_rules import SpendingPolicy
 from jobs.callers import Caller
 from jobs.job_source import ChainJob
 from jobs.models import Session, SessionBinding
-from jobs.protocol import RequestError
+from jobs.protocol import BillingNote, RequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,13 @@ def bind(session: Session, *, job: ChainJob, caller: Caller, leave: Leave | None
         if _is_bound_to(session, caller):
             return Bound(token=token)
     raise _not_depositor(job)
+
+
+def handing_out(refusal: RequestError, billing: BillingNote | None) -> RequestError:
+    """``refusal`` with the billing note in its details, if that has a new token: it is told once, here or never."""
+    if billing is None or not billing.session_token:
+        return refusal
+    return replace(refusal, details={**refusal.details, "billing": billing.body()})
 
 
 def _first(job: ChainJob, *, caller: Caller) -> tuple[SessionBinding, str, str]:

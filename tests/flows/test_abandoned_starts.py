@@ -9,8 +9,9 @@ import time
 import pytest
 
 from fabstir_site.request_ids import RequestIdMiddleware
-from fabstir_site.serving import SERVING
+from fabstir_site.serving import SERVING, SOCKETS
 from jobs import requests, sessions
+from jobs.completions import Serving
 from jobs.models import InferenceRequest
 from tests.flows.flow import Flow, held_after, prompt_body
 
@@ -119,6 +120,60 @@ def test_a_socket_lost_while_it_is_bound_to_its_session_stops_the_generation(
     flow.run(play())
     assert InferenceRequest.objects.get().state == "cancelled"
     assert flow.tracked(job_id) <= 5
+
+
+def test_a_socket_lost_in_the_very_moment_of_its_first_token_stops_the_generation(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = flow.world.open_usdc()
+    flow.use(held_after(5))
+    original = Serving.start
+
+    async def start(serving, request):
+        completion = await original(serving, request)
+        [connection] = SOCKETS._connections.values()
+        # Comes before whoever waits for this coroutine is woken.
+        asyncio.get_running_loop().call_soon(connection._worker.cancel)
+        return completion
+
+    monkeypatch.setattr(Serving, "start", start)
+
+    async def play() -> None:
+        async with flow.socket() as socket:
+            await socket.send({"type": "inference", "request": prompt_body(500, job_id=job_id)})
+            while not SERVING._running:
+                await asyncio.sleep(0.001)
+            await socket.drop()
+        await flow.settled()
+
+    flow.run(play())
+    assert InferenceRequest.objects.get().state == "cancelled"
+    assert flow.tracked(job_id) <= 5
+
+
+def test_a_host_that_stops_cancels_what_is_about_to_begin(flow: Flow, monkeypatch: pytest.MonkeyPatch):
+    flow.use(held_after(5))
+    original, reached, released = requests.begin, threading.Event(), threading.Event()
+
+    def slow(*arguments, **named):
+        reached.set()
+        assert released.wait(10)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(requests, "begin", slow)
+
+    async def play() -> None:
+        exchange = await flow.exchange(prompt_body(500)).send()
+        while not reached.is_set():
+            await asyncio.sleep(0.001)
+        stopping = asyncio.ensure_future(SERVING.shut_down())
+        await asyncio.sleep(0.01)
+        released.set()
+        await asyncio.wait_for(stopping, timeout=10)
+        assert (await exchange.answer()).json["finish_reason"] == "cancelled"
+
+    flow.run(play())
+    assert InferenceRequest.objects.get().state == "cancelled"
 
 
 def test_a_client_gone_before_its_stream_is_read_stops_the_generation(flow: Flow, monkeypatch: pytest.MonkeyPatch):

@@ -140,6 +140,16 @@ def test_any_id_is_echoed_as_it_came(flow: Flow, id: Any):
     assert frames[-1]["reason"] == "error"
 
 
+@pytest.mark.parametrize(("id", "echoed"), [("x" * 5000, "x" * 1000), (["x" * 5000], None), ({"x" * 5000: 1}, None)])
+def test_an_id_that_is_too_long_to_be_repeated_in_every_frame_is_not(flow: Flow, id: Any, echoed: Any):
+    async def play() -> list[dict]:
+        async with flow.socket() as socket:
+            frames = await socket.ask({**inference(), "id": id})
+            return [*frames, (await socket.ask({"type": "nonsense", "id": id}))[-1]]
+
+    assert {frame.get("id") for frame in flow.run(play())} == {echoed}
+
+
 def test_more_waiting_messages_than_a_socket_may_have_are_refused(flow: Flow):
     async def play() -> list[dict]:
         async with flow.socket() as socket:

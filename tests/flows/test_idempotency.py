@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -105,6 +106,35 @@ def test_a_client_that_went_away_finds_its_answer(flow: Flow) -> None:
     flow.run(play())
     answer = send(flow)
     assert (answer.status, answer.json["tokens_used"], generated()) == (200, 5, 1)
+
+
+def test_a_client_gone_while_its_key_is_looked_up_may_send_it_again(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = idempotency._claim
+    reached, released, claimed = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(**named: Any) -> Any:
+        reached.set()
+        assert released.wait(10)
+        found = original(**named)
+        claimed.set()
+        return found
+
+    async def play() -> None:
+        exchange = await flow.exchange(prompt_body(5), headers=KEY).send()
+        await _until(reached.is_set, "the look-up")
+        dropping = asyncio.ensure_future(exchange.drop())
+        await asyncio.sleep(0.01)
+        released.set()
+        await dropping
+        await _until(claimed.is_set, "the row")
+        await _until(lambda: not idempotency._going_on, "its release")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(idempotency, "_claim", slow)
+        flow.run(play())
+    assert (generated(), send(flow).status, generated()) == (0, 200, 1)
 
 
 def test_a_refusal_is_not_kept(flow: Flow) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from fabstir_site.serving import SERVING
 from jobs.access_rules import SpendingPolicy
-from jobs.inference.engine import GenerationFailed, GenerationRequest
+from jobs.inference.engine import EngineBusy, GenerationFailed, GenerationRequest
 from jobs.inference.scripted import ScriptedEngine, ScriptedReply, reply_of
-from jobs.models import InferenceRequest
+from jobs.models import InferenceRequest, Session
+from jobs.protocol import RequestError
+from jobs.rate_limits import UNLIMITED, RateLimiter, Standing
 from tests.flows.clients import Answer, sse_events
-from tests.flows.flow import Flow, held_after
+from tests.flows.flow import Flow, endless, held_after
 
 CHAT = "/v1/chat/completions"
 
@@ -107,6 +110,43 @@ def test_the_first_to_use_a_job_may_ask_for_several_choices(flow: Flow, monkeypa
     again = flow.post(chat_body(n=2, job_id=job_id), path=CHAT, headers={"X-Fabstir-Session-Token": token})
     assert again.status == 200, again.raw
     assert flow.tracked(job_id) == 50
+
+
+class Busy(ScriptedEngine):
+    """Has no room, and says so."""
+
+    def busy(self) -> EngineBusy | None:
+        return EngineBusy("No room.", retry_after=2)
+
+
+@dataclass(slots=True, kw_only=True)
+class Counting(RateLimiter):
+    """Admits ``allowed`` requests."""
+
+    allowed: int
+    asked: int = 0
+
+    async def admit(self, **of: Any) -> Standing:
+        self.asked += 1
+        if self.asked > self.allowed:
+            raise RequestError(code="rate_limit_exceeded", message="Later.", status=429, retry_after=1)
+        return UNLIMITED
+
+
+def test_several_choices_for_which_there_is_no_room_are_refused_before_anything_is_written(flow: Flow) -> None:
+    flow.use(Busy(endless(), model="scripted"))
+    refused = flow.post(chat_body(n=3, job_id=flow.world.open_usdc()), path=CHAT)
+    assert (refused.status, refused.headers["retry-after"], Session.objects.count()) == (503, "2", 0)
+
+
+@pytest.mark.parametrize(("allowed", "status", "sessions"), [(0, 429, 0), (3, 200, 1)])
+def test_each_choice_counts_once_and_the_first_before_anything_is_written(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, allowed: int, status: int, sessions: int
+) -> None:
+    limits = Counting(allowed=allowed)
+    monkeypatch.setattr(SERVING, "limits", limits)
+    answer = flow.post(chat_body(n=3, job_id=flow.world.open_usdc()), path=CHAT)
+    assert (answer.status, Session.objects.count(), limits.asked) == (status, sessions, max(1, allowed))
 
 
 def test_the_deposit_ends_choices_that_run_beside_each_other(flow: Flow) -> None:

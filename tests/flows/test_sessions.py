@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
 
 import pytest
 
+from fabstir_site.serving import SOCKETS
 from jobs import sessions
 from jobs.inference.engine import ContextLengthExceeded, GenerationRequest
 from jobs.inference.scripted import ScriptedEngine
@@ -45,6 +48,33 @@ def test_a_dropped_socket_ends_its_session_only_after_the_grace_period(flow: Flo
     assert flow.claims_of(job_id) == [40]
     assert flow.session(job_id).state == "completed"
     assert flow.world.job(job_id).tokens_used == 40
+
+
+def test_a_socket_that_is_bound_while_the_only_other_one_leaves_holds_the_session_open(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = flow.world.open_usdc()
+    original, reached, released = sessions.attach_socket, threading.Event(), threading.Event()
+
+    def slow(*arguments, **named):
+        reached.set()
+        assert released.wait(10)
+        return original(*arguments, **named)
+
+    async def play() -> list[int]:
+        async with flow.socket() as staying:
+            async with flow.socket() as leaving:
+                await _init(leaving, job_id)
+                monkeypatch.setattr(sessions, "attach_socket", slow)
+                await staying.send({"type": "session_init", "id": "i", "session_id": str(job_id)})
+                while not reached.is_set():
+                    await asyncio.sleep(0.001)
+            released.set()
+            await staying.until("session_init_ack")
+            [connection] = SOCKETS._connections.values()
+            return SOCKETS.bound_sessions(connection)
+
+    assert flow.run(play()) == [flow.session(job_id).pk]
 
 
 def test_a_session_resumed_within_the_grace_period_goes_on(flow: Flow):

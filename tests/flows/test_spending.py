@@ -10,10 +10,12 @@ from eth_account import Account
 from fabstir_site.asgi import application
 from fabstir_site.serving import SERVING
 from jobs.access_rules import SpendingPolicy
+from jobs.inference.engine import ContextLengthExceeded, GenerationFailed
+from jobs.inference.scripted import ScriptedReply
 from jobs.models import InferenceRequest, Session, SessionAuthorization
 from tests.flows.clients import Answer, Socket
 from tests.flows.depositors import Depositor
-from tests.flows.flow import PATHS, Flow, prompt_body
+from tests.flows.flow import PATHS, Flow, endless, prompt_body
 from tests.flows.sdk_crypto import SdkClient
 
 CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "Count."}], "max_tokens": 5}
@@ -160,6 +162,33 @@ def test_the_first_http_caller_gets_a_token_and_nobody_else_spends(flow: Flow, f
     again = flow.post(prompt_body(5, job_id=job_id), headers={"Authorization": f"Bearer {token}"})
     assert again.status == 200 and "session_token" not in again.json["billing"]
     assert flow.tracked(job_id) == 10
+
+
+@pytest.mark.parametrize("spoken", [0, 3])
+@pytest.mark.parametrize("asked", ["inference", "one choice", "two choices"])
+def test_a_first_caller_whose_request_fails_gets_its_token_all_the_same(
+    flow: Flow, first_claim: Depositor, asked: str, spoken: int
+) -> None:
+    job_id = first_claim.open_job()
+    error = GenerationFailed("It broke.") if spoken else ContextLengthExceeded(prompt_tokens=3000, context_length=2048)
+    flow.use(ScriptedReply(tokens=endless().tokens[:spoken], error=error))
+    path = "/v1/inference" if asked == "inference" else "/v1/chat/completions"
+    body = {**(prompt_body(5) if asked == "inference" else CHAT), "job_id": str(job_id)}
+    failed = flow.post(body | ({"n": 2} if asked == "two choices" else {}), path=path)
+    assert failed.status >= 400
+    token = failed.json.get("error", failed.json)["details"]["billing"]["session_token"]
+    flow.use(endless())
+    assert flow.post(body, path=path).status == 403
+    again = flow.post(body, path=path, headers={"X-Fabstir-Session-Token": token})
+    assert again.status == 200 and "session_token" not in again.json["billing"]
+
+
+def test_the_refusal_of_a_caller_who_is_known_has_no_billing_note(flow: Flow, first_claim: Depositor) -> None:
+    job_id = first_claim.open_job()
+    token = flow.post(prompt_body(5, job_id=job_id)).json["billing"]["session_token"]
+    flow.use(ScriptedReply(tokens=(), error=ContextLengthExceeded(prompt_tokens=3000, context_length=2048)))
+    refused = flow.post(prompt_body(5, job_id=job_id), headers={"X-Fabstir-Session-Token": token})
+    assert (refused.status, "billing" in refused.json["details"]) == (400, False)
 
 
 def test_the_first_socket_goes_on_and_others_need_its_token(flow: Flow, first_claim: Depositor) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
+from fabstir_site.asgi import application
 from fabstir_site.serving import SOCKETS
+from jobs import api_keys
+from jobs.api_keys import Limits, Scope
 from jobs.conversations import Conversations
 from settlement.host_key import HOST_KEY
-from tests.flows.clients import text_of
+from tests.flows.clients import Socket, text_of
 from tests.flows.flow import Flow, held_after
 from tests.flows.sdk_crypto import SdkClient
 
@@ -16,22 +21,56 @@ def said(flow: Flow) -> list[list[str]]:
     return [[turn.content for turn in request.messages] for request in flow.engine.requests]
 
 
-async def asked(flow: Flow, session: int | str, text: str) -> None:
-    async with flow.socket() as socket:
+def new_key() -> str:
+    return api_keys.create(name="Ada", scopes=(Scope.INFERENCE,), lifetime=timedelta(days=1), limits=Limits()).secret
+
+
+async def asked(flow: Flow, session: int | str, *texts: str, key: str = "") -> None:
+    headers = {"Authorization": f"Bearer {key}"} if key else None
+    async with Socket(application, headers=headers) as socket:
         await socket.ask({"type": "session_init", "id": "i", "session_id": str(session)})
-        await socket.ask({"type": "prompt", "id": "p", "prompt": text, "max_tokens": 5})
+        for text in texts:
+            await socket.ask({"type": "prompt", "id": "p", "prompt": text, "max_tokens": 5})
 
 
 @pytest.mark.parametrize("named", ["a job", "a session without one"])
 def test_a_conversation_survives_its_socket(flow: Flow, named: str):
-    session = flow.world.open_usdc() if named == "a job" else "kitchen talk"
+    session, key = (flow.world.open_usdc(), "") if named == "a job" else ("kitchen talk", new_key())
 
     async def play() -> None:
         for text in ("One.", "Two."):
-            await asked(flow, session, text)
+            await asked(flow, session, text, key=key)
 
     flow.run(play())
     assert said(flow) == [["One."], ["One.", "abcde", "Two."]]
+
+
+@pytest.mark.parametrize("session", ["kitchen talk", "a number of no job"])
+@pytest.mark.parametrize("proven", [True, False])
+def test_strangers_at_one_address_who_name_their_sessions_alike_share_nothing(flow: Flow, proven: bool, session: str):
+    keys = [new_key(), new_key()] if proven else ["", ""]
+    named = "987654321" if session == "a number of no job" else session
+
+    async def play() -> None:
+        await asked(flow, named, "Mine.", "And more.", key=keys[0])
+        await asked(flow, named, "Another's.", key=keys[1])
+
+    flow.run(play())
+    assert said(flow) == [["Mine."], ["Mine.", "abcde", "And more."], ["Another's."]]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_prompt_without_an_init_finds_the_history_of_a_job_alone(flow: Flow, exists: bool):
+    job = flow.world.open_usdc() if exists else 987654321
+
+    async def play() -> None:
+        for text in ("One.", "Two."):
+            async with flow.socket() as socket:
+                message = {"type": "prompt", "id": "p", "session_id": str(job), "prompt": text, "max_tokens": 5}
+                assert (await socket.ask(message))[-1]["reason"] == "complete"
+
+    flow.run(play())
+    assert said(flow) == [["One."], ["One.", "abcde", "Two."] if exists else ["Two."]]
 
 
 def test_a_conversation_is_forgotten_after_the_grace_period(flow: Flow, monkeypatch: pytest.MonkeyPatch):

@@ -75,6 +75,16 @@ async def test_no_session_is_made_for_api_clients(client: AsyncClient) -> None:
     assert (await client.get("/session")).json() == {"session": True, "user": True}
 
 
+@pytest.mark.parametrize(("root", "has_session"), [("/v1", True), ("/x", False)])
+async def test_what_a_client_says_stands_before_an_address_does_not_change_whose_it_is(
+    client: AsyncClient, root: str, has_session: bool
+) -> None:
+    # daphne takes it from a header of the request: Daphne-Root-Path.
+    rooted = AsyncClient(root_path=root)
+    answer = await rooted.get("/v1/session" if has_session else "/x/v1/session")
+    assert answer.json() == {"session": has_session, "user": has_session}
+
+
 async def test_forged_requests_are_refused_wherever_they_are_not_harmless(client: AsyncClient) -> None:
     assert (await client.post("/v1/takes-forms")).status_code == 403
     assert (await client.post("/admin/login/", {"username": "a", "password": "b"})).status_code == 403
