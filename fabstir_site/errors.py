@@ -45,7 +45,7 @@ class ErrorEnvelopeMiddleware:
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = await self.get_response(request)
         if response.status_code >= 400 and _is_api(request) and not _is_json(response):
-            envelope = error_response(response.status_code, path=request.path)
+            envelope = error_response(response.status_code, path=request.path_info)
             if "Allow" in response.headers:
                 envelope.headers["Allow"] = response.headers["Allow"]
             return envelope
@@ -59,17 +59,17 @@ class ErrorEnvelopeMiddleware:
 def answer_to(exception: Exception, *, request: HttpRequest) -> HttpResponse | None:
     """What a client is told of an exception of a view; ``None``: Django knows."""
     if isinstance(exception, RequestError):
-        return refusal_response(exception, path=request.path)
+        return refusal_response(exception, path=request.path_info)
     if not _is_api(request) or isinstance(exception, Http404):
         return None
     if isinstance(exception, RequestDataTooBig):
-        return error_response(413, path=request.path)
+        return error_response(413, path=request.path_info)
     if isinstance(exception, SuspiciousOperation):
-        return error_response(400, path=request.path)
+        return error_response(400, path=request.path_info)
     if isinstance(exception, asyncio.CancelledError):
         return None
     logger.error("unforeseen error at %s", request.path, exc_info=exception)
-    return error_response(500, path=request.path)
+    return error_response(500, path=request.path_info)
 
 
 def refusal_response(refusal: RequestError, *, path: str = "") -> JsonResponse:
@@ -91,7 +91,7 @@ def error_response(status: int, *, path: str = "") -> JsonResponse:
 
 
 def _is_api(request: HttpRequest) -> bool:
-    return not request.path.startswith(("/admin", "/static"))
+    return not request.path_info.startswith(("/admin", "/static"))
 
 
 def _is_json(response: HttpResponseBase) -> bool:

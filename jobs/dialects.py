@@ -79,7 +79,8 @@ class Dialects:
         caller = await self._caller(waiting.message)
         opened = await self._sockets.serving.open_session(reference, caller=caller)
         self._reference = reference
-        self._known_job = reference.job_id, opened.billing.claimable
+        if opened.billing.claimable:  # else it may still be there
+            self._known_job = reference.job_id, True
         if reference.job_id is not None:
             await self._sockets.bind(self._connection, opened.id, named=_name_of(reference))
         acknowledged = self._acknowledgement(reference, opened, "Session initialized successfully")

@@ -57,7 +57,21 @@ class WithdrawalAdmin(ReadOnlyAdmin):
     search_fields = ("requested_by", "reason", "deployment")
     hash_lookups = ("transaction__attempts__hash",)
     fieldsets = (
-        (None, {"fields": ("kind", "standing", "reason", "token_addresses", "moved", "forced", "transaction_page")}),
+        (
+            None,
+            {
+                "fields": (
+                    "kind",
+                    "standing",
+                    "reason",
+                    "token_addresses",
+                    "moved",
+                    "recipient",
+                    "forced",
+                    "transaction_page",
+                )
+            },
+        ),
         ("Record", {"fields": ("requested_by", "request_key", "deployment", "created_at", "finished_at")}),
     )
 
