@@ -116,7 +116,7 @@ async def _soak(seconds: float) -> dict[str, float]:
                 for name, process in processes.items():
                     resting[name].append((time.monotonic() - started, process.memory_info().rss))
             rested = time.monotonic()
-            _tell(rested - started, {f"{name} at rest": samples[-1][1] for name, samples in resting.items()})
+            _tell(rested - started, {name: samples[-1][1] for name, samples in resting.items()}, when="at rest, ")
         if len(descriptors[name]) % _TOLD_SAMPLES == 1:
             _tell(time.monotonic() - started, {name: samples[-1][1] for name, samples in memory.items()})
         await asyncio.sleep(_SAMPLE_SECONDS)
@@ -139,10 +139,10 @@ async def _soak(seconds: float) -> dict[str, float]:
     return figures
 
 
-def _tell(seconds: float, memory: dict[str, int]) -> None:
+def _tell(seconds: float, memory: dict[str, int], *, when: str = "") -> None:
     """The memory of each process, to standard error."""
     cells = ", ".join(f"{name.rsplit(' ', 1)[0]} {rss / _MEBIBYTE:.1f}" for name, rss in memory.items())
-    sys.stderr.write(f"{seconds / 60:4.1f} min, MiB: {cells}\n")
+    sys.stderr.write(f"{seconds / 60:4.1f} min, {when}MiB: {cells}\n")
 
 
 def growth(samples: list[tuple[float, int]]) -> float:
