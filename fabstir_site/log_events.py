@@ -24,6 +24,7 @@ class LogEvent(StrEnum):
     NOTHING_PROVED = "nothing_proved"
     CLAIM_CONFIRMED = "claim_confirmed"
     CLAIM_REFUSED = "claim_refused"
+    CHECKPOINT_REQUEST = "checkpoint_request"
     TOKENS_UNCLAIMABLE = "tokens_unclaimable"
     COMPLETION_REFUSED = "completion_refused"
     RECOVERED = "recovered"
