@@ -1,4 +1,4 @@
-"""Twenty minutes at eight streams: whether memory or file descriptors of a running node grow.
+"""Twenty minutes at eight streams, after ten to warm up: whether memory or file descriptors of a running node grow.
 
 Measures the node at ``FABSTIR_DATA_DIR`` with its environment; prints one JSON object. Growth is the slope
 of a straight line through the resident memory after the warm-up, in percent of it per hour: under load, where
@@ -34,18 +34,20 @@ from settlement.demonstration import User  # noqa: E402
 from settlement.host_chain import host_chain  # noqa: E402
 
 STREAMS = 8
-WARM_UP = 0.25
 _SAMPLE_SECONDS = 5.0
 # The engine gives memory back two seconds after the last batch.
-REST_EVERY_SECONDS, REST_SECONDS = 60.0, 5.0
+REST_EVERY_SECONDS, REST_SECONDS = 60.0, 8.0
 _TOLD_SAMPLES = 12
 _MEBIBYTE = 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    sys.stdout.write(json.dumps(asyncio.run(_soak(60 * parser.parse_args().minutes))) + "\n")
+    parser.add_argument("--minutes", type=float, default=20.0, help="after the warm-up")
+    parser.add_argument("--warm-up", type=float, default=10.0, help="minutes of the same load before")
+    chosen = parser.parse_args()
+    figures = asyncio.run(_soak(60 * chosen.minutes, warm_up=60 * chosen.warm_up))
+    sys.stdout.write(json.dumps(figures) + "\n")
 
 
 def tree() -> dict[str, psutil.Process]:
@@ -98,8 +100,8 @@ class Turns:
 Samples = dict[str, list[tuple[float, int]]]
 
 
-async def _soak(seconds: float) -> dict[str, float]:
-    until = time.monotonic() + seconds
+async def _soak(seconds: float, *, warm_up: float) -> dict[str, float]:
+    until = time.monotonic() + warm_up + seconds
     turns = Turns()
     streams = [asyncio.ensure_future(_prompts(number, until, turns)) for number in range(STREAMS)]
     processes = tree()
@@ -121,18 +123,18 @@ async def _soak(seconds: float) -> dict[str, float]:
             _tell(time.monotonic() - started, {name: samples[-1][1] for name, samples in memory.items()})
         await asyncio.sleep(_SAMPLE_SECONDS)
     tokens = sum(await asyncio.gather(*streams))
-    figures: dict[str, float] = {"minutes": seconds / 60, "streams": STREAMS, "tokens": tokens}
+    figures: dict[str, float] = {"minutes after warm-up": seconds / 60, "streams": STREAMS, "tokens": tokens}
     whole = [(rows[0][0], sum(rss for _, rss in rows)) for rows in zip(*memory.values(), strict=True)]
     for name, samples in {"whole tree": whole, **memory}.items():
-        warm = samples[int(WARM_UP * len(samples)) :]
+        warm = [sample for sample in samples if sample[0] >= warm_up]
         figures[f"{name}: memory, MiB"] = statistics.fmean(rss for _, rss in warm) / _MEBIBYTE
         figures[f"{name}: growth, %/h"] = growth(warm)
     for name, samples in resting.items():
-        warm = samples[int(WARM_UP * len(samples)) :]
+        warm = [sample for sample in samples if sample[0] >= warm_up]
         figures[f"{name}: memory at rest, MiB"] = statistics.fmean(rss for _, rss in warm) / _MEBIBYTE
         figures[f"{name}: growth at rest, %/h"] = growth(warm)
     for name, counts in descriptors.items():
-        warm_counts = counts[int(WARM_UP * len(counts)) :]
+        warm_counts = [count for count, (at, _) in zip(counts, memory[name], strict=True) if at >= warm_up]
         figures[f"{name}: file descriptors, first / last quarter's median"] = statistics.median(
             warm_counts[-len(warm_counts) // 4 :]
         ) - statistics.median(warm_counts[: len(warm_counts) // 4])
