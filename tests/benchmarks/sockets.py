@@ -2,7 +2,9 @@
 
 Measures a running node with its environment; prints one JSON object. Latency is that of whole short
 answers, 95th percentile, alternately without and with the hostile peers, which run as a process of
-their own at the lowest priority: what they cost is what the node spends on them.
+their own at the lowest priority: what they cost is what the node spends on them. One of them asks for
+a long answer and does not read it; without them somebody asks for the same and reads, since computing it
+is a service and what it costs the others no attack.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ _MEBIBYTE = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hostile", action="store_true", help="be the hostile peers until killed")
-    if parser.parse_args().hostile:
+    parser.add_argument("--be", choices=["hostile", "patient"], help="be these peers until killed")
+    if peers := parser.parse_args().be:
         os.nice(19)
-        asyncio.run(_be_hostile())
+        asyncio.run(_be_hostile() if peers == "hostile" else _again_and_again(_patient_reader))
     sys.stdout.write(json.dumps(asyncio.run(_measure())) + "\n")
 
 
@@ -62,16 +64,8 @@ async def _measure() -> dict[str, float]:
         idle = web.memory_info().rss
         await _latencies(5)
         for _ in range(ROUNDS):
-            alone = await _latencies(ROUND_SECONDS)
-            hostile = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.sockets", "--hostile"])
-            await asyncio.sleep(5)
-            try:
-                disturbed = await _latencies(ROUND_SECONDS)
-                if hostile.poll() is not None:
-                    raise SystemExit("the hostile peers gave up")
-            finally:
-                hostile.kill()
-                hostile.wait()
+            alone = await _latencies_beside("patient")
+            disturbed = await _latencies_beside("hostile")
             quiet += alone
             beside += disturbed
             ratios.append(_p95(disturbed) / _p95(alone))
@@ -85,6 +79,19 @@ async def _measure() -> dict[str, float]:
         f"{ACTIVE} active sockets beside hostile peers, answer p95, ms": 1000 * _p95(beside),
         "answer p95 beside hostile peers / without": statistics.median(ratios),
     }
+
+
+async def _latencies_beside(peers: str) -> list[float]:
+    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.sockets", "--be", peers])
+    await asyncio.sleep(5)
+    try:
+        found = await _latencies(ROUND_SECONDS)
+        if process.poll() is not None:
+            raise SystemExit(f"the {peers} peers gave up")
+    finally:
+        process.kill()
+        process.wait()
+    return found
 
 
 def _p95(values: list[float]) -> float:
@@ -151,11 +158,23 @@ def _frame(payload: bytes, *, first: int = 0x81) -> bytes:
     return struct.pack(">BBQ4x", first, 0x80 | 127, size) + payload
 
 
+_LONG = {"type": "inference", "request": {"model": "default", "prompt": "Tell a story.", "max_tokens": 400}}
+
+
 async def _slow_reader() -> None:
     _, writer = await _handshake()
-    request = {"model": "default", "prompt": "Tell a story.", "max_tokens": 400}
-    writer.write(_frame(json.dumps({"type": "inference", "request": request}).encode()))
+    writer.write(_frame(json.dumps(_LONG).encode()))
     await asyncio.sleep(15)
+    writer.close()
+
+
+async def _patient_reader() -> None:
+    reader, writer = await _handshake()
+    writer.write(_frame(json.dumps(_LONG).encode()))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(15):
+            while await reader.read(65536):
+                pass
     writer.close()
 
 
