@@ -59,10 +59,11 @@ def _due(chain: HostChain) -> QuerySet[Checkpoint]:
 
 def _first_of_each_job(due: QuerySet[Checkpoint]) -> list[Checkpoint]:
     """Two claims of a job in one block would break the rate rule: the later waits for the earlier."""
-    first: dict[int, Checkpoint] = {}
-    for checkpoint in due:
-        first.setdefault(checkpoint.session_id, checkpoint)
-    return list(first.values())
+    first: dict[int, int] = {}
+    for pk, session_id in due.values_list("pk", "session_id").iterator():
+        first.setdefault(session_id, pk)
+    pks = list(first.values())
+    return [row for start in range(0, len(pks), BATCH) for row in due.filter(pk__in=pks[start : start + BATCH])]
 
 
 def _submit_all(chain: HostChain, due: Sequence[Checkpoint], *, signer: Signer, pace: pacing.Pace) -> int:

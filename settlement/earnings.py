@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from jobs.models import Session
@@ -22,7 +22,7 @@ from settlement.chain.marketplace import NATIVE_COIN, AcceptedClaim, EndedJob, L
 from settlement.chain.marketplace import Withdrawal as Withdrawn
 from settlement.host_chain import HostChain
 from settlement.models import Attempt, Earning, EarningKind, GasCursor, Receipt, Transaction, TransactionState
-from settlement.models.earning import TotalContended
+from settlement.models.earning import EarningQuerySet, TotalContended
 
 NO_LOG = -1
 """The index of what a transaction's receipt states, rather than one of its logs."""
@@ -196,7 +196,7 @@ def reverse(*, transaction_hash: str, block_hash: str) -> int:
     return _take_back(gone)
 
 
-def _take_back(rows: QuerySet[Earning]) -> int:
+def _take_back(rows: EarningQuerySet) -> int:
     taken = 0
     with transaction.atomic():
         for row in rows.order_by("id"):
@@ -239,23 +239,28 @@ def book_gas_due(chain: HostChain, *, from_start: bool = False) -> int:
     """
     if chain.host is None:
         return 0
-    mine = Transaction.objects.filter(chain_id=chain.deployment.chain_id, sender=chain.host.lower())
+    chain_id, sender = chain.deployment.chain_id, chain.host.lower()
     cursor, _ = GasCursor.objects.get_or_create(deployment=chain.key)
     here = 0 if from_start else cursor.transaction_id
     # Asked for first: what becomes final while this runs is found by the next run. The newest before the
     # unfinished ones: what is committed between the two questions is above it, and not taken for finished.
-    old = mine.filter(created_at__lte=timezone.now() - _COMMITTED_AFTER)
+    own = Transaction.objects.filter(chain_id=chain_id, sender=sender)
+    # Of anybody's: asked for those of a sender, a database reads all that it ever had.
+    old = Transaction.objects.filter(created_at__lte=timezone.now() - _COMMITTED_AFTER)
     newest = old.order_by("-pk").values_list("pk", flat=True).first() or 0
-    oldest_unfinished = mine.unfinished().order_by("pk").values_list("pk", flat=True).first()
+    oldest_unfinished = own.unfinished().order_by("pk").values_list("pk", flat=True).first()
     done = newest if oldest_unfinished is None else min(newest, oldest_unfinished - 1)
-    due = mine.filter(state__in=_OVER, receipt__isnull=False)
-    if not from_start:
-        # Above the cursor lies what was booked in the last minutes, and need not be compared each time.
-        due = due.filter(~Exists(_GAS_OF_RECEIPT))
     booked = 0
-    while page := list(due.filter(pk__gt=here).select_related("receipt__attempt", "checkpoint").order_by("pk")[:_PAGE]):
-        booked += _book_page(chain, page)
-        here = page[-1].pk
+    facts = Transaction.objects.order_by("pk").values_list("pk", "chain_id", "sender", "state")
+    while page := list(facts.filter(pk__gt=here)[:_PAGE]):
+        # Chosen here, for the same reason.
+        over = [pk for pk, *who, state in page if who == [chain_id, sender] and state in _OVER]
+        due = Transaction.objects.filter(pk__in=over, receipt__isnull=False)
+        if not from_start:
+            # Above the cursor lies what was booked in the last minutes, and need not be compared each time.
+            due = due.filter(~Exists(_GAS_OF_RECEIPT))
+        booked += _book_page(chain, list(due.select_related("receipt__attempt", "checkpoint").order_by("pk")))
+        here = page[-1][0]
     GasCursor.objects.filter(pk=cursor.pk, transaction_id=cursor.transaction_id).update(transaction_id=done)
     return booked
 
@@ -298,11 +303,11 @@ def book(movements: Sequence[Movement]) -> int:
 def _unbooked(movements: Sequence[Movement]) -> list[Earning]:
     """A row for each event that has none standing, after what stood in other blocks was taken back."""
     hashes = {movement.position.transaction_hash.lower() for movement in movements}
-    deployments = {movement.deployment for movement in movements}
-    booked = Earning.objects.filter(transaction_hash__in=hashes, deployment__in=deployments)
+    # Of every deployment: asked for those of one, SQLite reads all that it ever had.
+    booked = Earning.objects.filter(transaction_hash__in=hashes)
     _take_back_moved(booked, movements)
     last: dict[tuple[str, str, int, str], Earning] = {}
-    for row in booked.filter(reverses__isnull=True).select_related("reversal").order_by("occurrence"):
+    for row in booked.bookings().select_related("reversal").order_by("occurrence"):
         last[row.deployment, row.transaction_hash, row.log_index, row.kind] = row
     missing: dict[tuple[str, str, int, str], Earning] = {}
     for movement in movements:
@@ -315,10 +320,10 @@ def _unbooked(movements: Sequence[Movement]) -> list[Earning]:
     return list(missing.values())
 
 
-def _take_back_moved(booked: QuerySet[Earning], movements: Sequence[Movement]) -> None:
+def _take_back_moved(booked: EarningQuerySet, movements: Sequence[Movement]) -> None:
     """A transaction stands in one block. What was booked from another block is no longer true."""
     stands = {(each.deployment, each.position.transaction_hash.lower()): each.position.block_hash for each in movements}
-    live = booked.filter(reverses__isnull=True, reversal__isnull=True)
+    live = booked.live()
     blocks = live.values_list("deployment", "transaction_hash", "block_hash").order_by().distinct()
     for deployment, transaction_hash, block_hash in blocks:
         if stands.get((deployment, transaction_hash), block_hash).lower() != block_hash:
