@@ -26,6 +26,8 @@ from settlement.chain.contracts import CodecError, decode_values
 
 MAX_GAS = 2**24
 """A transaction with more gas is refused by Base and, since EIP-7825, by Ethereum."""
+# Far more than are in flight at once (FABSTIR_MAX_IN_FLIGHT, 64 unless told): only those are signed again.
+_NONCES_KNOWN = 1000
 _DAY_SECONDS = 24 * 3600
 _MAX_STAKE = 10**18
 
@@ -277,19 +279,21 @@ class LocalSigner:
 class _Day:
     """What the signatures of the last 24 hours may cost together.
 
-    One nonce is paid for once, however often it is signed: it counts with its dearest signature.
+    One nonce is paid for once, however often it is signed: it counts with its dearest signature. Of a busy
+    day only the newest nonces are known one by one, the rest by the minute: signed again, such an old one
+    counts twice, which errs on the safe side.
     """
 
-    __slots__ = ("_by_nonce", "_total")
+    __slots__ = ("_by_minute", "_by_nonce", "_total")
 
     def __init__(self) -> None:
         self._by_nonce: OrderedDict[int, tuple[float, int]] = OrderedDict()
+        self._by_minute: OrderedDict[int, int] = OrderedDict()
         self._total = 0
 
     def add(self, transaction: UnsignedTransaction, *, now: float, limit: int) -> None:
         """Raises ``SigningRefused``, and then counts nothing."""
-        while self._by_nonce and next(iter(self._by_nonce.values()))[0] < now - _DAY_SECONDS:
-            self._total -= self._by_nonce.popitem(last=False)[1][1]
+        self._forget_before(now - _DAY_SECONDS)
         earlier = self._by_nonce.get(transaction.nonce, (now, 0))[1]
         cost = max(earlier, transaction.worst_cost)
         if self._total - earlier + cost > limit:
@@ -300,6 +304,16 @@ class _Day:
         self._total += cost - earlier
         self._by_nonce[transaction.nonce] = (now, cost)
         self._by_nonce.move_to_end(transaction.nonce)
+        while len(self._by_nonce) > _NONCES_KNOWN:
+            signed_at, spent = self._by_nonce.popitem(last=False)[1]
+            minute = int(signed_at // 60)
+            self._by_minute[minute] = self._by_minute.get(minute, 0) + spent
+
+    def _forget_before(self, moment: float) -> None:
+        while self._by_minute and (next(iter(self._by_minute)) + 1) * 60 <= moment:
+            self._total -= self._by_minute.popitem(last=False)[1]
+        while self._by_nonce and next(iter(self._by_nonce.values()))[0] < moment:
+            self._total -= self._by_nonce.popitem(last=False)[1][1]
 
 
 def account_of_key(private_key: str) -> LocalAccount:

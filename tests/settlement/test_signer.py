@@ -15,6 +15,7 @@ import pytest
 from eth_account import Account
 from hexbytes import HexBytes
 
+from settlement.chain import signer as signer_module
 from settlement.chain.bindings import HostEarnings, JobMarketplace, NodeRegistry
 from settlement.chain.bindings import TestUSDC as Usdc
 from settlement.chain.contracts import Call
@@ -178,6 +179,29 @@ def test_a_nonce_signed_again_counts_once_with_its_dearest_signature() -> None:
         for nonce in range(3):
             signer.sign(_transaction(CLAIM, nonce=nonce, max_fee_per_gas=fee, max_priority_fee_per_gas=1))
     assert signer._day._total == 3 * GAS * FEE
+
+
+def test_a_busy_day_is_remembered_by_the_minute_and_forgotten_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signer_module, "_NONCES_KNOWN", 2)
+    now = [30.0]
+    rules = replace(RULES, daily_cost=8 * GAS * FEE)
+    signer = LocalSigner(ACCOUNT, rules=rules, clock=lambda: now[0])
+    for nonce in range(8):
+        now[0] = 30.0 + 20 * nonce
+        signer.sign(_transaction(CLAIM, nonce=nonce))
+    day = signer._day
+    assert (len(day._by_nonce), dict(day._by_minute)) == (2, {0: 2 * GAS * FEE, 1: 3 * GAS * FEE, 2: GAS * FEE})
+    with pytest.raises(SigningRefused, match="24 hours"):
+        signer.sign(_transaction(CLAIM, nonce=8))
+    # The first minute is over for 24 hours: its two signatures count no more.
+    now[0] = 24 * 3600 + 60.0
+    for nonce in (8, 9):
+        signer.sign(_transaction(CLAIM, nonce=nonce))
+    with pytest.raises(SigningRefused, match="24 hours"):
+        signer.sign(_transaction(CLAIM, nonce=10))
+    now[0] = 3 * 24 * 3600
+    signer.sign(_transaction(CLAIM, nonce=11))
+    assert (day._total, dict(day._by_minute)) == (GAS * FEE, {})
 
 
 def test_the_key_is_in_no_representation_of_the_signer(signer: LocalSigner) -> None:
