@@ -1,22 +1,25 @@
 """The chain's history of this host's jobs, and whether the ledger tells the same.
 
-Guarantees to read each range of blocks once and each checkpoint once, whatever the number of jobs, and
-to compare by what the marketplace's generation states: proofs by its own hash, amounts where it pays.
+Guarantees to read each range of blocks once, whatever the number of jobs, and to keep no more of it than
+which claims were seen; compares by what the marketplace's generation states: proofs by its own hash,
+amounts where it pays. What moves while it reads is no difference.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from django.db.models import Min
+from django.db.models import Min, Q, QuerySet
+from django.utils import timezone
 
 from jobs.models import Session
 from settlement.amounts import treasury_share
-from settlement.chain.client import LOG_RANGE_BLOCKS
+from settlement.chain.client import LOG_RANGE_BLOCKS, ChainClient, ChainUnavailable
 from settlement.chain.marketplace import AcceptedClaim, EndedJob
 from settlement.checkpoints import parts_of_job
 from settlement.host_chain import HostChain
@@ -29,46 +32,65 @@ _FEE_OR_RECONCILE = (
     "If the marketplace changed its fee, this is history; if not, run manage.py reconcile, which reads the "
     "job's events again."
 )
+# What has been the same in both for so long stays so: blocks that old are not taken back.
+RECENT = timedelta(days=2)
+_PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChainHistory:
-    """What the marketplace's events say about this ledger's jobs, by job id; ``complete`` from the first block on."""
+class Stretch:
+    """The jobs and the blocks that a comparison is about.
 
-    claims: Mapping[int, list[AcceptedClaim]]
-    ends: Mapping[int, EndedJob]
+    ``complete`` if no claim of these jobs can be in an earlier block; ``since`` limits it to jobs that were
+    open or claimed then or later, whose own transactions tell in which blocks to look.
+    """
+
+    first: int
+    last: int
     complete: bool
+    since: datetime | None
+    begun: datetime
+
+    def sessions(self, chain: HostChain) -> QuerySet[Session]:
+        """The jobs' sessions."""
+        mine = Session.objects.with_job().filter(deployment=chain.key)
+        return mine if self.since is None else _recent(mine, self.since)
+
+    def paid(self, chain: HostChain) -> QuerySet[Checkpoint]:
+        """Checkpoints that the chain has to have accepted in these blocks."""
+        rows = Checkpoint.objects.paid().filter(session__in=self.sessions(chain).order_by("pk"))
+        # Confirmed meanwhile: its block may have come after the last one here.
+        rows = rows.filter(confirmed_at__lte=self.begun)
+        if self.since is not None:
+            # A claim that another wallet sent has no receipt here, and may be in an earlier block.
+            rows = rows.filter(transaction__receipt__succeeded=True)
+        return rows
 
 
-def read(chain: HostChain) -> ChainHistory:
-    """Read the deployment's events that concern claims and ends of jobs."""
-    claims: dict[int, list[AcceptedClaim]] = defaultdict(list)
-    ends: dict[int, EndedJob] = {}
-    head = chain.client.head().number
-    first = chain.deployment.deployed_at_block
-    for start in range(_earliest_known(chain) if first is None else first, head + 1, LOG_RANGE_BLOCKS):
-        logs = chain.client.logs(
-            addresses=chain.marketplace.addresses, from_block=start, to_block=min(start + LOG_RANGE_BLOCKS - 1, head)
-        )
-        by_transaction: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for log in logs:
-            by_transaction[str(log["transactionHash"])].append(log)
-        accepted = [
-            claim for together in by_transaction.values() for claim in chain.marketplace.accepted_claims(together)
-        ]
-        ended = chain.marketplace.ended_jobs(logs)
-        # A marketplace is of many hosts: the jobs of others are not kept.
-        mine = _own_jobs(chain, {claim.job_id for claim in accepted} | {end.job_id for end in ended})
-        for claim in accepted:
-            if claim.job_id in mine:
-                claims[claim.job_id].append(claim)
-        ends.update({end.job_id: end for end in ended if end.job_id in mine})
-    return ChainHistory(claims=claims, ends=ends, complete=first is not None)
+def whole(chain: HostChain) -> Stretch:
+    """All there ever was of this deployment."""
+    begun, first = timezone.now(), chain.deployment.deployed_at_block
+    return Stretch(
+        first=_earliest_known(chain) if first is None else first,
+        last=chain.client.head().number,
+        complete=first is not None,
+        since=None,
+        begun=begun,
+    )
 
 
-def _own_jobs(chain: HostChain, job_ids: Collection[int]) -> set[int]:
-    rows = Session.objects.with_job().filter(deployment=chain.key, job_id__in=job_ids)
-    return {job_id for job_id in rows.values_list("job_id", flat=True) if job_id is not None}
+def recent(chain: HostChain) -> Stretch:
+    """What the jobs of the last days did: public nodes let nobody read all of a chain every hour."""
+    begun = timezone.now()
+    since, last = begun - RECENT, chain.client.head().number
+    mine = _recent(Session.objects.with_job().filter(deployment=chain.key), since)
+    receipts = Receipt.objects.filter(transaction__checkpoint__session__in=mine.order_by("pk"))
+    first = receipts.aggregate(first=Min("block_number"))["first"]
+    return Stretch(first=last + 1 if first is None else first, last=last, complete=False, since=since, begun=begun)
+
+
+def _recent(sessions: QuerySet[Session], since: datetime) -> QuerySet[Session]:
+    return sessions.filter(Q(closed_at__isnull=True) | Q(closed_at__gte=since) | Q(last_claim_at__gte=since))
 
 
 def _earliest_known(chain: HostChain) -> int:
@@ -79,56 +101,107 @@ def _earliest_known(chain: HostChain) -> int:
     return min(known, default=0)
 
 
-def claims_match(chain: HostChain, history: ChainHistory) -> Iterator[Violation]:
+def events_of_job(chain: HostChain, job_id: int) -> tuple[list[AcceptedClaim], EndedJob | None]:
+    """A job's accepted claims in their order, and its end if it has ended."""
+    found: list[AcceptedClaim] = []
+    ended = None
+    for claims, ends in _parts(chain, whole(chain)):
+        found += [claim for claim in claims if claim.job_id == job_id]
+        ended = next((end for end in ends if end.job_id == job_id), ended)
+    return found, ended
+
+
+def claims_match(chain: HostChain, stretch: Stretch) -> Iterator[Violation]:
     """I3: the same proofs, each once, with the same count and the same money, in both."""
-    rows = (
-        Checkpoint.objects.filter(session__deployment=chain.key, proof__isnull=False)
-        .filter(state__in=(*PAID_STATES, *UNPAID_STATES))
-        .select_related("session")
-        .order_by("session_id", "index")
-    )
     seen: set[int] = set()
-    for session, group in groupby(rows.iterator(), key=lambda row: row.session):
-        seen.add(session.job_id or 0)
-        yield from _job_matches(chain, session, list(group), history=history)
-    # Jobs that this ledger knows and has no checkpoint of, but the chain has claims for.
-    others = set(history.claims) - seen
-    for session in Session.objects.with_job().filter(deployment=chain.key, job_id__in=others).iterator():
-        yield from _job_matches(chain, session, [], history=history)
+    unknown: Counter[int] = Counter()
+    for claims, ends in _parts(chain, stretch):
+        jobs = _jobs(chain, stretch, {claim.job_id for claim in claims} | {end.job_id for end in ends})
+        for start in range(0, len(claims), _PAGE):
+            # A marketplace is of many hosts: the jobs of others are nothing to this ledger.
+            mine = [claim for claim in claims[start : start + _PAGE] if claim.job_id in jobs]
+            yield from _known_claims(chain, mine, seen=seen, unknown=unknown)
+        for end in ends:
+            if end.job_id in jobs:
+                yield from _end_matches(jobs[end.job_id], end)
+    for pk in stretch.paid(chain).values_list("pk", flat=True).order_by("pk").iterator():
+        if pk not in seen:
+            row = Checkpoint.objects.select_related("session").get(pk=pk)
+            yield Violation("I3", f"{row}: confirmed here, not on the chain", _RECONCILE)
+    yield from _inherited(chain, stretch, unknown)
 
 
-def _job_matches(
-    chain: HostChain, session: Session, rows: list[Checkpoint], *, history: ChainHistory
+def _parts(chain: HostChain, stretch: Stretch) -> Iterator[tuple[list[AcceptedClaim], list[EndedJob]]]:
+    """Claims and ends of jobs, range by range. Raises ``ChainUnavailable`` where a node lacks one of them."""
+    for start in range(stretch.first, stretch.last + 1, LOG_RANGE_BLOCKS):
+        logs = _logs(chain, start, min(start + LOG_RANGE_BLOCKS - 1, stretch.last))
+        by_transaction: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for log in logs:
+            by_transaction[str(log["transactionHash"])].append(log)
+        claims = [
+            claim for together in by_transaction.values() for claim in chain.marketplace.accepted_claims(together)
+        ]
+        yield claims, chain.marketplace.ended_jobs(logs)
+
+
+def _logs(chain: HostChain, start: int, end: int) -> list[Mapping[str, Any]]:
+    def read(node: ChainClient) -> list[Mapping[str, Any]]:
+        # One that is behind would answer for fewer blocks without a word.
+        if node.block(end) is None:
+            raise ChainUnavailable(f"the node that answers is behind: it does not have block {end}")
+        return node.logs(addresses=chain.marketplace.addresses, from_block=start, to_block=end)
+
+    return chain.client.on_one_node(read)
+
+
+def _jobs(chain: HostChain, stretch: Stretch, job_ids: Collection[int]) -> dict[int, Session]:
+    rows = stretch.sessions(chain).filter(job_id__in=job_ids)
+    return {row.job_id: row for row in rows if row.job_id is not None}
+
+
+def _known_claims(
+    chain: HostChain, claims: Sequence[AcceptedClaim], *, seen: set[int], unknown: Counter[int]
 ) -> Iterator[Violation]:
-    job_id = session.job_id or 0
-    by_hash = {chain.marketplace.claim_hash(bytes(row.proof or b"")): row for row in rows}
-    ours = {key: row for key, row in by_hash.items() if row.state in PAID_STATES}
-    theirs: dict[str, AcceptedClaim] = {}
-    for claim in history.claims.get(job_id, []):
-        if claim.proof_hash in theirs:
+    """Compare claims with their checkpoints; what has none is added to ``unknown``, in tokens by job."""
+    known = Checkpoint.objects.filter(session__deployment=chain.key, state__in=(*PAID_STATES, *UNPAID_STATES))
+    rows = {
+        (row.session.job_id, row.proof_hash): row
+        for row in known.filter(proof_hash__in={claim.proof_hash for claim in claims}).select_related("session")
+    }
+    for claim in claims:
+        row = rows.get((claim.job_id, claim.proof_hash))
+        if row is None or chain.marketplace.claim_hash(bytes(row.proof or b"")) != claim.proof_hash:
+            unknown[claim.job_id] += claim.tokens
+            continue
+        if row.pk in seen:
             yield Violation(
                 "I3",
-                f"{session}: the chain accepted proof {claim.proof_hash} twice",
+                f"{row}: the chain accepted proof {claim.proof_hash} twice",
                 "Tell the marketplace's operator: its contract pays one proof twice.",
             )
-        theirs[claim.proof_hash] = claim
-    for proof_hash in ours.keys() - theirs.keys():
-        yield Violation("I3", f"{ours[proof_hash]}: confirmed here, not on the chain", _RECONCILE)
-    # Claims of an earlier life of this host are inherited, not checkpoints of this ledger.
-    unknown = sum(claim.tokens for key, claim in theirs.items() if key not in by_hash)
-    if unknown != session.tokens_inherited and (history.complete or unknown > session.tokens_inherited):
+        seen.add(row.pk)
+        # One that is not confirmed yet is on its way.
+        if row.state in PAID_STATES:
+            yield from _claim_matches(row, claim, paid=chain.marketplace.capabilities.pays_on_claim)
+
+
+def _inherited(chain: HostChain, stretch: Stretch, unknown: Mapping[int, int]) -> Iterator[Violation]:
+    """Claims of an earlier life of this host are inherited, not checkpoints of this ledger."""
+    sessions = stretch.sessions(chain)
+    found = list(sessions.filter(job_id__in=list(unknown)))
+    if stretch.complete:
+        found += sessions.filter(tokens_inherited__gt=0).exclude(job_id__in=list(unknown))
+    for session in found:
+        tokens = unknown.get(session.job_id or 0, 0)
+        if tokens == session.tokens_inherited or (tokens < session.tokens_inherited and not stretch.complete):
+            continue
         yield Violation(
             "I3",
-            f"{session}: {unknown} tokens claimed on the chain are not in this ledger, "
+            f"{session}: {tokens} tokens claimed on the chain are not in this ledger, "
             f"{session.tokens_inherited} were claimed before it began",
             "Does another node use this host's key? If not, a failed checkpoint was accepted after all:"
             " manage.py checkpoints retry.",
         )
-    for proof_hash in ours.keys() & theirs.keys():
-        yield from _claim_matches(
-            ours[proof_hash], theirs[proof_hash], paid=chain.marketplace.capabilities.pays_on_claim
-        )
-    yield from _end_matches(session, list(ours.values()), history.ends.get(job_id))
 
 
 def _claim_matches(row: Checkpoint, claim: AcceptedClaim, *, paid: bool) -> Iterator[Violation]:
@@ -143,10 +216,11 @@ def _claim_matches(row: Checkpoint, claim: AcceptedClaim, *, paid: bool) -> Iter
         )
 
 
-def _end_matches(session: Session, rows: list[Checkpoint], ended: EndedJob | None) -> Iterator[Violation]:
+def _end_matches(session: Session, ended: EndedJob) -> Iterator[Violation]:
     """Where the end of the job pays, the parts of its claims are together what it paid."""
-    credited = [row.host_amount for row in rows if row.host_amount is not None]
-    if ended is None or not ended.settles or not credited or session.tokens_inherited:
+    rows = Checkpoint.objects.paid().filter(session=session).values_list("host_amount", flat=True)
+    credited = [amount for amount in rows if amount is not None]
+    if not ended.settles or not credited or session.tokens_inherited:
         return
     if sum(credited) != ended.host_amount:
         yield Violation(
@@ -156,12 +230,13 @@ def _end_matches(session: Session, rows: list[Checkpoint], ended: EndedJob | Non
         )
 
 
-def splits_are_right(chain: HostChain, *, fee_basis_points: int) -> Iterator[Violation]:
+def splits_are_right(chain: HostChain, stretch: Stretch, *, fee_basis_points: int) -> Iterator[Violation]:
     """I4: each claim's parts as the contract computes them, in integer units."""
     rows = (
         Checkpoint.objects.paid()
-        .filter(session__deployment=chain.key, host_amount__isnull=False)
+        .filter(session__in=stretch.sessions(chain).order_by("pk"), host_amount__isnull=False)
         .select_related("session")
+        .defer("proof")
         .order_by("session_id", "index")
     )
     if chain.marketplace.capabilities.pays_on_claim:

@@ -22,7 +22,7 @@ from web3 import HTTPProvider, Web3
 from websockets.asyncio.client import ClientConnection, connect
 
 from jobs.models import Session, SessionState
-from settlement import ledger
+from settlement import chain_history, ledger
 from settlement.chain import local
 from settlement.chain.bindings import ModelRegistry, TestUSDC, events
 from settlement.chain.deployment import transact
@@ -111,11 +111,10 @@ def run(chain: HostChain, *, progress: Progress) -> Receipt:
     prompts = asyncio.run(_chat(job_id, progress=progress))
     session = _wait_for_end(job_id, deployment=chain.key)
     progress(f"job {job_id}: closed ({session.state})")
-    history = ledger.read_history(chain)
+    claims, end = chain_history.events_of_job(chain, job_id)
     job = chain.marketplace.find_job(chain.client, job_id)
-    if job is None or job_id not in history.ends:
+    if job is None or end is None:
         raise DemonstrationFailed(f"the chain does not show the end of job {job_id}")
-    claims, end = history.claims.get(job_id, []), history.ends[job_id]
     # Balances would not do: the host earns from other jobs meanwhile.
     moves = _moves(chain, [*(claim.position.transaction_hash for claim in claims), end.position.transaction_hash])
     receipt = Receipt(

@@ -52,17 +52,12 @@ def verify_database() -> list[Violation]:
         return [violation for check in checks for violation in check()]
 
 
-def verify_against_chain(chain: HostChain) -> Iterator[Violation]:
-    """I3 and I4: the chain's own events against the confirmed checkpoints."""
-    history = chain_history.read(chain)
+def verify_against_chain(chain: HostChain, *, recent: bool = False) -> Iterator[Violation]:
+    """I3 and I4: the chain's own events against the confirmed checkpoints; ``recent``: of the jobs of two days."""
+    stretch = chain_history.recent(chain) if recent else chain_history.whole(chain)
     terms = chain.marketplace.terms(chain.client)
-    yield from chain_history.claims_match(chain, history)
-    yield from chain_history.splits_are_right(chain, fee_basis_points=terms.fee_basis_points)
-
-
-def read_history(chain: HostChain) -> chain_history.ChainHistory:
-    """The deployment's events that concern claims and ends of jobs."""
-    return chain_history.read(chain)
+    yield from chain_history.claims_match(chain, stretch)
+    yield from chain_history.splits_are_right(chain, stretch, fee_basis_points=terms.fee_basis_points)
 
 
 def check_database() -> int:
@@ -71,8 +66,8 @@ def check_database() -> int:
 
 
 def check_chain(chain: HostChain) -> int:
-    """Check against the chain and keep the outcome; returns the violations."""
-    return _keep(CHAIN, verify_against_chain(chain), deployment=chain.key)
+    """Check the jobs of the last days against the chain and keep the outcome; returns the violations."""
+    return _keep(CHAIN, verify_against_chain(chain, recent=True), deployment=chain.key)
 
 
 def mismatches() -> dict[str, int]:
