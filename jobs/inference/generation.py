@@ -83,6 +83,11 @@ class Generation:
         """Whether ``take`` has given everything; then ``failure`` says if it ended well."""
         return self._closed or (self.failure is not None and self._taken == len(self._produced) and not self._pieces)
 
+    @property
+    def hurries(self) -> bool:
+        """Whether its client waits for what comes next: the first piece of the answer, or its end."""
+        return self._sequence == 0 or self.stopped.is_set()
+
     def deliver(self, token: int, probability: TokenProbability | None = None) -> bool:
         """See ``Row.deliver``."""
         with self._lock:
