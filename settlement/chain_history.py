@@ -14,17 +14,19 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from django.db.models import Min, Q, QuerySet
+from django.db.models import Min, QuerySet
 from django.utils import timezone
 
 from jobs.models import Session
 from settlement.amounts import treasury_share
-from settlement.chain.client import LOG_RANGE_BLOCKS, ChainClient, ChainUnavailable
+from settlement.chain.client import LOG_RANGE_BLOCKS
 from settlement.chain.marketplace import AcceptedClaim, EndedJob
 from settlement.checkpoints import parts_of_job
 from settlement.host_chain import HostChain
 from settlement.models import ChainCursor, Checkpoint, Closing, Receipt
 from settlement.models.checkpoint import PAID_STATES, UNPAID_STATES
+from settlement.replays import first_block_since
+from settlement.txmanager.finality import final_height
 from settlement.violations import Violation
 
 _RECONCILE = "Run manage.py reconcile, which reads the job's events again."
@@ -32,39 +34,38 @@ _FEE_OR_RECONCILE = (
     "If the marketplace changed its fee, this is history; if not, run manage.py reconcile, which reads the "
     "job's events again."
 )
-# What has been the same in both for so long stays so: blocks that old are not taken back.
-RECENT = timedelta(days=2)
+# Before the last comparison: what was on its way then, with all the patience that finality may ask for.
+OVERLAP = timedelta(days=1)
 _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """The jobs and the blocks that a comparison is about.
+    """The final blocks that a comparison is about, ``first`` to ``last``; it began at ``begun``.
 
-    ``complete`` if no claim of these jobs can be in an earlier block; ``since`` limits it to jobs that were
-    open or claimed then or later, whose own transactions tell in which blocks to look.
+    ``complete`` if no claim can be in an earlier block, ``whole`` if earlier blocks, should there be any,
+    are not those of an earlier comparison.
     """
 
     first: int
     last: int
+    whole: bool
     complete: bool
-    since: datetime | None
     begun: datetime
 
     def sessions(self, chain: HostChain) -> QuerySet[Session]:
-        """The jobs' sessions."""
-        mine = Session.objects.with_job().filter(deployment=chain.key)
-        return mine if self.since is None else _recent(mine, self.since)
+        """Sessions of jobs that were known when the comparison began."""
+        return Session.objects.with_job().filter(deployment=chain.key, created_at__lte=self.begun)
 
     def paid(self, chain: HostChain) -> QuerySet[Checkpoint]:
         """Checkpoints that the chain has to have accepted in these blocks."""
-        rows = Checkpoint.objects.paid().filter(session__in=self.sessions(chain).order_by("pk"))
         # Confirmed meanwhile: its block may have come after the last one here.
-        rows = rows.filter(confirmed_at__lte=self.begun)
-        if self.since is not None:
-            # A claim that another wallet sent has no receipt here, and may be in an earlier block.
-            rows = rows.filter(transaction__receipt__succeeded=True)
-        return rows
+        rows = Checkpoint.objects.paid().filter(session__deployment=chain.key, confirmed_at__lte=self.begun)
+        if self.whole:
+            return rows
+        # By its own receipt: that of a claim which another wallet sent is not known here.
+        receipts = Receipt.objects.filter(succeeded=True, block_number__range=(self.first, self.last))
+        return rows.filter(transaction__in=receipts.values("transaction"))
 
 
 def whole(chain: HostChain) -> Stretch:
@@ -72,25 +73,19 @@ def whole(chain: HostChain) -> Stretch:
     begun, first = timezone.now(), chain.deployment.deployed_at_block
     return Stretch(
         first=_earliest_known(chain) if first is None else first,
-        last=chain.client.head().number,
+        last=final_height(chain.client, limits=chain.limits),
+        whole=True,
         complete=first is not None,
-        since=None,
         begun=begun,
     )
 
 
-def recent(chain: HostChain) -> Stretch:
-    """What the jobs of the last days did: public nodes let nobody read all of a chain every hour."""
-    begun = timezone.now()
-    since, last = begun - RECENT, chain.client.head().number
-    mine = _recent(Session.objects.with_job().filter(deployment=chain.key), since)
-    receipts = Receipt.objects.filter(transaction__checkpoint__session__in=mine.order_by("pk"))
-    first = receipts.aggregate(first=Min("block_number"))["first"]
-    return Stretch(first=last + 1 if first is None else first, last=last, complete=False, since=since, begun=begun)
-
-
-def _recent(sessions: QuerySet[Session], since: datetime) -> QuerySet[Session]:
-    return sessions.filter(Q(closed_at__isnull=True) | Q(closed_at__gte=since) | Q(last_claim_at__gte=since))
+def since(chain: HostChain, moment: datetime) -> Stretch:
+    """From a day before ``moment``, that of the last comparison: public nodes let nobody read a chain every hour."""
+    begun, last = timezone.now(), final_height(chain.client, limits=chain.limits)
+    first = first_block_since(chain.client, moment - OVERLAP, head=max(last, 0))
+    deployed_at = chain.deployment.deployed_at_block or 0
+    return Stretch(first=max(first, deployed_at), last=last, whole=False, complete=False, begun=begun)
 
 
 def _earliest_known(chain: HostChain) -> int:
@@ -132,9 +127,10 @@ def claims_match(chain: HostChain, stretch: Stretch) -> Iterator[Violation]:
 
 
 def _parts(chain: HostChain, stretch: Stretch) -> Iterator[tuple[list[AcceptedClaim], list[EndedJob]]]:
-    """Claims and ends of jobs, range by range. Raises ``ChainUnavailable`` where a node lacks one of them."""
+    """Claims and ends of jobs, range by range. Raises ``ChainUnavailable``."""
     for start in range(stretch.first, stretch.last + 1, LOG_RANGE_BLOCKS):
-        logs = _logs(chain, start, min(start + LOG_RANGE_BLOCKS - 1, stretch.last))
+        end = min(start + LOG_RANGE_BLOCKS - 1, stretch.last)
+        logs = chain.client.complete_logs(addresses=chain.marketplace.addresses, from_block=start, to_block=end)
         by_transaction: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for log in logs:
             by_transaction[str(log["transactionHash"])].append(log)
@@ -142,16 +138,6 @@ def _parts(chain: HostChain, stretch: Stretch) -> Iterator[tuple[list[AcceptedCl
             claim for together in by_transaction.values() for claim in chain.marketplace.accepted_claims(together)
         ]
         yield claims, chain.marketplace.ended_jobs(logs)
-
-
-def _logs(chain: HostChain, start: int, end: int) -> list[Mapping[str, Any]]:
-    def read(node: ChainClient) -> list[Mapping[str, Any]]:
-        # One that is behind would answer for fewer blocks without a word.
-        if node.block(end) is None:
-            raise ChainUnavailable(f"the node that answers is behind: it does not have block {end}")
-        return node.logs(addresses=chain.marketplace.addresses, from_block=start, to_block=end)
-
-    return chain.client.on_one_node(read)
 
 
 def _jobs(chain: HostChain, stretch: Stretch, job_ids: Collection[int]) -> dict[int, Session]:
@@ -163,10 +149,13 @@ def _known_claims(
     chain: HostChain, claims: Sequence[AcceptedClaim], *, seen: set[int], unknown: Counter[int]
 ) -> Iterator[Violation]:
     """Compare claims with their checkpoints; what has none is added to ``unknown``, in tokens by job."""
-    known = Checkpoint.objects.filter(session__deployment=chain.key, state__in=(*PAID_STATES, *UNPAID_STATES))
+    # Nothing else in the question: a database asked for states and jobs as well reads all that have them.
+    hashes = {claim.proof_hash for claim in claims}
+    found = Checkpoint.objects.exclude(proof_hash="").filter(proof_hash__in=hashes).select_related("session")
     rows = {
         (row.session.job_id, row.proof_hash): row
-        for row in known.filter(proof_hash__in={claim.proof_hash for claim in claims}).select_related("session")
+        for row in found
+        if row.session.deployment == chain.key and row.state in (*PAID_STATES, *UNPAID_STATES)
     }
     for claim in claims:
         row = rows.get((claim.job_id, claim.proof_hash))
@@ -230,11 +219,11 @@ def _end_matches(session: Session, ended: EndedJob) -> Iterator[Violation]:
         )
 
 
-def splits_are_right(chain: HostChain, stretch: Stretch, *, fee_basis_points: int) -> Iterator[Violation]:
+def splits_are_right(chain: HostChain, *, fee_basis_points: int) -> Iterator[Violation]:
     """I4: each claim's parts as the contract computes them, in integer units."""
     rows = (
         Checkpoint.objects.paid()
-        .filter(session__in=stretch.sessions(chain).order_by("pk"), host_amount__isnull=False)
+        .filter(session__deployment=chain.key, host_amount__isnull=False)
         .select_related("session")
         .defer("proof")
         .order_by("session_id", "index")

@@ -259,7 +259,9 @@ def book_gas_due(chain: HostChain, *, from_start: bool = False) -> int:
         if not from_start:
             # Above the cursor lies what was booked in the last minutes, and need not be compared each time.
             due = due.filter(~Exists(_GAS_OF_RECEIPT))
-        booked += _book_page(chain, list(due.select_related("receipt__attempt", "checkpoint").order_by("pk")))
+        rows = due.select_related("receipt__attempt", "checkpoint").order_by("pk")
+        # Asked again: a reorg may have taken one back meanwhile.
+        booked += _book_page(chain, [row for row in rows if row.state in _OVER])
         here = page[-1][0]
     GasCursor.objects.filter(pk=cursor.pk, transaction_id=cursor.transaction_id).update(transaction_id=done)
     return booked

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from django.utils import timezone
 
@@ -52,22 +53,28 @@ def verify_database() -> list[Violation]:
         return [violation for check in checks for violation in check()]
 
 
-def verify_against_chain(chain: HostChain, *, recent: bool = False) -> Iterator[Violation]:
-    """I3 and I4: the chain's own events against the confirmed checkpoints; ``recent``: of the jobs of two days."""
-    stretch = chain_history.recent(chain) if recent else chain_history.whole(chain)
+def verify_against_chain(chain: HostChain, *, since: datetime | None = None) -> Iterator[Violation]:
+    """I3 and I4: the chain's own events against the confirmed checkpoints; ``since``: when that was done last."""
+    stretch = chain_history.whole(chain) if since is None else chain_history.since(chain, since)
     terms = chain.marketplace.terms(chain.client)
     yield from chain_history.claims_match(chain, stretch)
-    yield from chain_history.splits_are_right(chain, stretch, fee_basis_points=terms.fee_basis_points)
+    yield from chain_history.splits_are_right(chain, fee_basis_points=terms.fee_basis_points)
 
 
 def check_database() -> int:
     """Check the database and keep the outcome for the front page and the metrics; returns the violations."""
-    return _keep(DATABASE, verify_database(), deployment="")
+    return _keep(DATABASE, verify_database(), deployment="", at=timezone.now())
 
 
 def check_chain(chain: HostChain) -> int:
-    """Check the jobs of the last days against the chain and keep the outcome; returns the violations."""
-    return _keep(CHAIN, verify_against_chain(chain, recent=True), deployment=chain.key)
+    """Check against the chain and keep the outcome; returns the violations.
+
+    Reads the blocks since the last check, and all of them at first and as long as anything is wrong.
+    """
+    last = LedgerCheck.objects.filter(deployment=chain.key, part=CHAIN).first()
+    since = None if last is None or sum(last.counts.values()) else last.at
+    begun = timezone.now()
+    return _keep(CHAIN, verify_against_chain(chain, since=since), deployment=chain.key, at=begun)
 
 
 def mismatches() -> dict[str, int]:
@@ -79,7 +86,7 @@ def mismatches() -> dict[str, int]:
     return {name: found[name] for name in INVARIANTS if name in found}
 
 
-def _keep(part: str, violations: Iterable[Violation], *, deployment: str) -> int:
+def _keep(part: str, violations: Iterable[Violation], *, deployment: str, at: datetime) -> int:
     counts: Counter[str] = Counter(dict.fromkeys(_CHECKED[part], 0))
     shown: list[dict[str, str]] = []
     for violation in violations:
@@ -88,7 +95,7 @@ def _keep(part: str, violations: Iterable[Violation], *, deployment: str) -> int
             shown.append({"invariant": violation.invariant, "message": violation.message, "remedy": violation.remedy})
     total = sum(counts.values())
     LedgerCheck.objects.update_or_create(
-        deployment=deployment, part=part, defaults={"at": timezone.now(), "counts": dict(counts), "findings": shown}
+        deployment=deployment, part=part, defaults={"at": at, "counts": dict(counts), "findings": shown}
     )
     if total:
         logger.error(

@@ -133,7 +133,8 @@ class _Connection:
         finally:
             for generation in self._generations.values():
                 self._engine.release(generation)
-            self._generations.clear()
+            for told in (self._generations, self._changed, self._hurrying):
+                told.clear()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from jobs.models import Session
@@ -62,30 +63,77 @@ def test_jobs_of_other_hosts_are_nothing_to_this_ledger(settling: Settling) -> N
     assert len(found(settling)) == 1
 
 
-def test_the_hourly_look_reads_only_the_blocks_of_the_last_days_jobs(settling: Settling) -> None:
-    old, first = paid(settling)
-    _, newer = paid(settling)
-    long_ago = timezone.now() - chain_history.RECENT - timedelta(hours=1)
-    again = change(old, closed_at=long_ago, last_claim_at=long_ago)
-    stretch = chain_history.recent(settling.chain)
-    assert newer.transaction is not None
-    assert stretch.first == newer.transaction.receipt.block_number
-    change(first, host_amount=1, gross=20_001)
-    change(newer, host_amount=1, gross=20_001)
-    seen = {violation.message.split(":")[0] for violation in ledger.verify_against_chain(settling.chain, recent=True)}
-    assert seen == {str(newer)}
-    assert {violation.message.split(":")[0] for violation in found(settling)} == {str(first), str(newer)}
-    again()
-    assert ledger.check_chain(settling.chain) == len(found(settling)) > 0
+def amounts_of(*rows: Checkpoint) -> list[Callable[[], Any]]:
+    return [change(row, host_amount=1, gross=20_001) for row in rows]
 
 
-def test_a_host_without_jobs_of_late_has_nothing_to_compare(settling: Settling) -> None:
-    session, _ = paid(settling)
-    long_ago = timezone.now() - chain_history.RECENT - timedelta(hours=1)
-    change(session, closed_at=long_ago, last_claim_at=long_ago)
-    stretch = chain_history.recent(settling.chain)
-    assert stretch.first > stretch.last
+def test_the_hourly_check_reads_on_from_the_last_one(settling: Settling) -> None:
+    _, first = paid(settling)
     assert ledger.check_chain(settling.chain) == 0
+    settling.pass_time(int(2 * chain_history.OVERLAP.total_seconds()))
+    assert ledger.check_chain(settling.chain) == 0
+    _, newer = paid(settling)
+    stretch = chain_history.since(settling.chain, LedgerCheck.objects.get(part="chain").at)
+    assert first.transaction is not None
+    assert newer.transaction is not None
+    assert first.transaction.receipt.block_number < stretch.first <= newer.transaction.receipt.block_number
+    repairs = amounts_of(first, newer)
+    seen = {violation.message.split(":")[0] for violation in chain_history.claims_match(settling.chain, stretch)}
+    assert seen == {str(newer)}
+    # What was found stays in sight until it is mended: as long as anything is wrong, all is looked at.
+    ledger.check_chain(settling.chain)
+    ledger.check_chain(settling.chain)
+    shown = {finding["message"].split(":")[0] for finding in LedgerCheck.objects.get(part="chain").findings}
+    assert shown == {str(first), str(newer)}
+    for repair in repairs:
+        repair()
+    assert ledger.check_chain(settling.chain) == 0
+
+
+def test_the_hourly_check_sees_what_another_node_claimed_of_a_job_without_own_claims(settling: Settling) -> None:
+    session = settling.open_session()
+    settling.pass_time(10)
+    assert ledger.check_chain(settling.chain) == 0
+    settling.world.send(settling.world.claim(int(session.job_id or 0), 100), sender=settling.world.host)
+    assert ledger.check_chain(settling.chain) == 1
+
+
+def test_a_confirmed_claim_that_the_chain_does_not_have_is_found_hourly(
+    settling: Settling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ledger.check_chain(settling.chain) == 0
+    _, row = paid(settling)
+    monkeypatch.setattr(settling.chain.marketplace, "accepted_claims", lambda _: [])
+    stretch = chain_history.since(settling.chain, LedgerCheck.objects.get(part="chain").at)
+    (violation,) = chain_history.claims_match(settling.chain, stretch)
+    assert violation.message == f"{row}: confirmed here, not on the chain"
+
+
+def test_ranges_are_read_one_after_the_other(settling: Settling, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        paid(settling)
+    monkeypatch.setattr(chain_history, "LOG_RANGE_BLOCKS", 1)
+    assert found(settling) == []
+
+
+def test_tokens_that_were_inherited_and_are_not_on_the_chain_are_named(settling: Settling) -> None:
+    session = settling.open_session()
+    change(session, tokens_inherited=100)
+    (violation,) = found(settling)
+    assert "0 tokens claimed" in violation.message
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="reads SQLite's plans")
+def test_a_claims_checkpoint_is_found_by_its_proof(settling: Settling) -> None:
+    paid(settling)
+    with CaptureQueriesContext(connection) as queries:
+        assert found(settling) == []
+    asked = [query["sql"] for query in queries.captured_queries if '"proof_hash" IN' in query["sql"]]
+    assert len(asked) == 1
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {asked[0]}")
+        plan = " | ".join(str(row[-1]) for row in cursor.fetchall())
+    assert "a_proof_serves_one_checkpoint (proof_hash=?)" in plan
 
 
 def test_what_is_confirmed_while_the_chain_is_read_is_no_difference(settling: Settling) -> None:
@@ -168,8 +216,6 @@ def test_a_deployment_of_unknown_age_is_read_from_this_ledgers_first_block(settl
 
 def test_a_fee_that_changed_is_named(settling: Settling) -> None:
     paid(settling)
-    (violation,) = chain_history.splits_are_right(
-        settling.chain, chain_history.whole(settling.chain), fee_basis_points=500
-    )
+    (violation,) = chain_history.splits_are_right(settling.chain, fee_basis_points=500)
     assert violation.invariant == "I4"
     assert "fee" in violation.remedy
