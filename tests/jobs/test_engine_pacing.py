@@ -12,7 +12,7 @@ import pytest
 
 from jobs.inference import frames, server
 from jobs.inference.catalog_scheduler import CatalogScheduler
-from jobs.inference.engine import ChatMessage, GenerationRequest, TokenChunk
+from jobs.inference.engine import ChatMessage, GenerationFailed, GenerationRequest, TokenChunk
 from jobs.inference.generation import Generation
 from jobs.inference.server import EngineServer, bind_socket
 
@@ -63,7 +63,7 @@ class Peer:
     """What one client reads."""
 
     def __init__(self, engine: ByHand, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._engine, self._reader, self._writer = engine, reader, writer
+        self._engine, self.reader, self._writer = engine, reader, writer
 
     async def ask(self, *numbers: int) -> None:
         wanted = len(self._engine.rows) + len(numbers)
@@ -78,7 +78,7 @@ class Peer:
     async def next(self) -> Arrived:
         """The next frame's chunks by stream."""
         async with asyncio.timeout(10):
-            frame = await frames.read_frame(self._reader)
+            frame = await frames.read_frame(self.reader)
         assert frame is not None
         return dict(frames.chunks_of(frame))
 
@@ -128,6 +128,25 @@ async def test_in_a_pause_only_first_and_last_pieces_leave(tmp_path: Path) -> No
             row.notify()
         rest = await peer.next()
         assert {number: chunk.text for number, chunk in rest.items()} == dict.fromkeys(range(2, 21), "CDE") | {21: ""}
+        assert {chunk.finish_reason for chunk in rest.values()} == {"cancelled"}
+
+
+@pytest.mark.usefixtures("endless_pause")
+async def test_a_failure_in_a_pause_follows_what_was_produced(tmp_path: Path) -> None:
+    async with serving(tmp_path / "engine.sock") as (engine, peer):
+        await peer.ask(1, 2)
+        for _ in range(2):
+            engine.step(engine.rows)
+            assert len(await peer.next()) == 2
+        engine.step(engine.rows)
+        engine.rows[1].fail(GenerationFailed("the device is gone"))
+        engine.rows[1].notify()
+        rest = await peer.next()
+        assert {number: (chunk.text, chunk.finish_reason) for number, chunk in rest.items()} == {2: ("C", None)}
+        async with asyncio.timeout(10):
+            frame = await frames.read_frame(peer.reader)
+        assert frame is not None
+        assert (frame["op"], frame["id"], str(frames.error_of(frame))) == ("error", 2, "the device is gone")
 
 
 async def test_after_a_pause_everything_leaves_that_came_meanwhile(tmp_path: Path) -> None:
