@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from jobs.models import Session
 from settlement.amounts import treasury_share
-from settlement.chain.client import LOG_RANGE_BLOCKS
+from settlement.chain.client import LOG_RANGE_BLOCKS, ChainUnavailable
 from settlement.chain.marketplace import AcceptedClaim, EndedJob
 from settlement.checkpoints import parts_of_job
 from settlement.host_chain import HostChain
@@ -53,10 +53,6 @@ class Stretch:
     complete: bool
     begun: datetime
 
-    def sessions(self, chain: HostChain) -> QuerySet[Session]:
-        """Sessions of jobs that were known when the comparison began."""
-        return Session.objects.with_job().filter(deployment=chain.key, created_at__lte=self.begun)
-
     def paid(self, chain: HostChain) -> QuerySet[Checkpoint]:
         """Checkpoints that the chain has to have accepted in these blocks."""
         # Confirmed meanwhile: its block may have come after the last one here.
@@ -80,12 +76,22 @@ def whole(chain: HostChain) -> Stretch:
     )
 
 
-def since(chain: HostChain, moment: datetime) -> Stretch:
-    """From a day before ``moment``, that of the last comparison: public nodes let nobody read a chain every hour."""
+def since(chain: HostChain, ago: timedelta) -> Stretch:
+    """From a day before the last comparison, ``ago`` by the chain's clock and not by this host's, which may be wrong.
+
+    Public nodes let nobody read all of a chain every hour.
+    """
     begun, last = timezone.now(), final_height(chain.client, limits=chain.limits)
-    first = first_block_since(chain.client, moment - OVERLAP, head=max(last, 0))
+    newest = chain.client.block(last) if last >= 0 else None
+    if newest is None:
+        raise ChainUnavailable(f"the node that answers has no final block {last}")
+    first = first_block_since(chain.client, newest.time - ago - OVERLAP, head=last)
     deployed_at = chain.deployment.deployed_at_block or 0
     return Stretch(first=max(first, deployed_at), last=last, whole=False, complete=False, begun=begun)
+
+
+def _sessions(chain: HostChain) -> QuerySet[Session]:
+    return Session.objects.with_job().filter(deployment=chain.key)
 
 
 def _earliest_known(chain: HostChain) -> int:
@@ -111,7 +117,7 @@ def claims_match(chain: HostChain, stretch: Stretch) -> Iterator[Violation]:
     seen: set[int] = set()
     unknown: Counter[int] = Counter()
     for claims, ends in _parts(chain, stretch):
-        jobs = _jobs(chain, stretch, {claim.job_id for claim in claims} | {end.job_id for end in ends})
+        jobs = _jobs(chain, {claim.job_id for claim in claims} | {end.job_id for end in ends})
         for start in range(0, len(claims), _PAGE):
             # A marketplace is of many hosts: the jobs of others are nothing to this ledger.
             mine = [claim for claim in claims[start : start + _PAGE] if claim.job_id in jobs]
@@ -140,8 +146,8 @@ def _parts(chain: HostChain, stretch: Stretch) -> Iterator[tuple[list[AcceptedCl
         yield claims, chain.marketplace.ended_jobs(logs)
 
 
-def _jobs(chain: HostChain, stretch: Stretch, job_ids: Collection[int]) -> dict[int, Session]:
-    rows = stretch.sessions(chain).filter(job_id__in=job_ids)
+def _jobs(chain: HostChain, job_ids: Collection[int]) -> dict[int, Session]:
+    rows = _sessions(chain).filter(job_id__in=job_ids)
     return {row.job_id: row for row in rows if row.job_id is not None}
 
 
@@ -176,10 +182,12 @@ def _known_claims(
 
 def _inherited(chain: HostChain, stretch: Stretch, unknown: Mapping[int, int]) -> Iterator[Violation]:
     """Claims of an earlier life of this host are inherited, not checkpoints of this ledger."""
-    sessions = stretch.sessions(chain)
+    sessions = _sessions(chain)
     found = list(sessions.filter(job_id__in=list(unknown)))
     if stretch.complete:
-        found += sessions.filter(tokens_inherited__gt=0).exclude(job_id__in=list(unknown))
+        # One that was taken over meanwhile may have claims in blocks that were read before it was known.
+        known = sessions.filter(tokens_inherited__gt=0, created_at__lte=stretch.begun)
+        found += known.exclude(job_id__in=list(unknown))
     for session in found:
         tokens = unknown.get(session.job_id or 0, 0)
         if tokens == session.tokens_inherited or (tokens < session.tokens_inherited and not stretch.complete):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.utils import timezone
 
@@ -53,9 +53,9 @@ def verify_database() -> list[Violation]:
         return [violation for check in checks for violation in check()]
 
 
-def verify_against_chain(chain: HostChain, *, since: datetime | None = None) -> Iterator[Violation]:
-    """I3 and I4: the chain's own events against the confirmed checkpoints; ``since``: when that was done last."""
-    stretch = chain_history.whole(chain) if since is None else chain_history.since(chain, since)
+def verify_against_chain(chain: HostChain, *, ago: timedelta | None = None) -> Iterator[Violation]:
+    """I3 and I4: the chain's own events against the confirmed checkpoints; ``ago``: that was done then."""
+    stretch = chain_history.whole(chain) if ago is None else chain_history.since(chain, ago)
     terms = chain.marketplace.terms(chain.client)
     yield from chain_history.claims_match(chain, stretch)
     yield from chain_history.splits_are_right(chain, fee_basis_points=terms.fee_basis_points)
@@ -72,9 +72,9 @@ def check_chain(chain: HostChain) -> int:
     Reads the blocks since the last check, and all of them at first and as long as anything is wrong.
     """
     last = LedgerCheck.objects.filter(deployment=chain.key, part=CHAIN).first()
-    since = None if last is None or sum(last.counts.values()) else last.at
     begun = timezone.now()
-    return _keep(CHAIN, verify_against_chain(chain, since=since), deployment=chain.key, at=begun)
+    ago = None if last is None or sum(last.counts.values()) else max(begun - last.at, timedelta(0))
+    return _keep(CHAIN, verify_against_chain(chain, ago=ago), deployment=chain.key, at=begun)
 
 
 def mismatches() -> dict[str, int]:

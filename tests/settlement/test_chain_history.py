@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_the_hourly_check_reads_on_from_the_last_one(settling: Settling) -> None
     settling.pass_time(int(2 * chain_history.OVERLAP.total_seconds()))
     assert ledger.check_chain(settling.chain) == 0
     _, newer = paid(settling)
-    stretch = chain_history.since(settling.chain, LedgerCheck.objects.get(part="chain").at)
+    stretch = chain_history.since(settling.chain, timedelta(0))
     assert first.transaction is not None
     assert newer.transaction is not None
     assert first.transaction.receipt.block_number < stretch.first <= newer.transaction.receipt.block_number
@@ -98,13 +99,23 @@ def test_the_hourly_check_sees_what_another_node_claimed_of_a_job_without_own_cl
     assert ledger.check_chain(settling.chain) == 1
 
 
+@pytest.mark.parametrize("wrong_by", [timedelta(days=3), timedelta(days=-3)], ids=["ahead", "behind"])
+def test_a_wrong_clock_hides_no_block_from_the_hourly_check(settling: Settling, wrong_by: timedelta) -> None:
+    settling.clock.offset += wrong_by
+    session = settling.open_session()
+    assert ledger.check_chain(settling.chain) == 0
+    settling.pass_time(10)
+    settling.world.send(settling.world.claim(int(session.job_id or 0), 100), sender=settling.world.host)
+    assert ledger.check_chain(settling.chain) == 1
+
+
 def test_a_confirmed_claim_that_the_chain_does_not_have_is_found_hourly(
     settling: Settling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ledger.check_chain(settling.chain) == 0
     _, row = paid(settling)
     monkeypatch.setattr(settling.chain.marketplace, "accepted_claims", lambda _: [])
-    stretch = chain_history.since(settling.chain, LedgerCheck.objects.get(part="chain").at)
+    stretch = chain_history.since(settling.chain, timedelta(0))
     (violation,) = chain_history.claims_match(settling.chain, stretch)
     assert violation.message == f"{row}: confirmed here, not on the chain"
 
