@@ -264,7 +264,5 @@ def _split_is(row: Checkpoint, *, gross: int, host: int) -> Iterator[Violation]:
         yield Violation(
             "I4",
             f"{row}: booked {booked} (gross, host, treasury), the contract's rule gives {computed}",
-            "Did the marketplace change its fee? Then this is history; if not, "
-            + _RECONCILE[0].lower()
-            + _RECONCILE[1:],
+            _FEE_OR_RECONCILE,
         )
